@@ -1,0 +1,81 @@
+"""Errors, named by what the catcher does about them."""
+
+from __future__ import annotations
+
+
+class PollerError(Exception):
+    """Everything that this package raises on purpose."""
+
+
+class SettingsError(PollerError):
+    """The settings are wrong; nothing was started. Nobody catches it: exit code 2.
+
+    Attributes:
+        problems: one line each, `key.path: what is wrong`, all of them at once.
+    """
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class JournalError(PollerError):
+    """The journal cannot be read or written. Nobody catches it: exit 1, the supervisor restarts."""
+
+
+class VendorError(PollerError):
+    """A vendor did not answer as documented; what is known of its runs stays untouched."""
+
+    reason = "invalid"
+
+
+class Unreachable(VendorError):
+    """Network trouble, a timeout, or a 5xx: ask again after a backoff."""
+
+    reason = "unreachable"
+
+
+class Limited(VendorError):
+    """The vendor asks for fewer questions (429, or 503 with a delay).
+
+    Attributes:
+        retry_after_s: seconds that the vendor asked to be left alone, or None if it did not say.
+    """
+
+    reason = "limited"
+
+    def __init__(self, message: str, retry_after_s: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class Rejected(VendorError):
+    """Credentials refused (401, 403, a locked user): the slowest backoff; some lock accounts."""
+
+    reason = "rejected"
+
+
+class Invalid(VendorError):
+    """The answer has not the documented shape.
+
+    Attributes:
+        body: the first 256 characters of the answer, for the log.
+    """
+
+    reason = "invalid"
+
+    def __init__(self, message: str, body: bytes = b"") -> None:
+        super().__init__(message)
+        self.body = body[:256].decode("utf-8", "replace")
+
+
+class SinkError(PollerError):
+    """An event could not be handed over; the relay decides by the kind."""
+
+
+class SinkUnavailable(SinkError):
+    """The broker is away or refuses for now: try again later, the cursor stays."""
+
+
+class EventRejected(SinkError):
+    """This event can never go there: it is set aside with the reason, the cursor moves."""

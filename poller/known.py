@@ -1,0 +1,166 @@
+"""What is known of a source's runs, and the index that holds it in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TypeAlias
+
+import msgspec
+
+from poller.runs import ACTIVE, Job, Ms, State
+
+Key: TypeAlias = str | tuple[str, str]
+"""Job id and run id; the id alone where both are the same."""
+
+
+def key_of(job_id: str, run_id: str) -> Key:
+    """The index key of a run: (job id, run id), or the one string where they are equal."""
+    return run_id if job_id == run_id else (job_id, run_id)
+
+
+class Known(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=True):
+    """The present attempt of one run, as far as it was told.
+
+    Attributes:
+        attempt: 1, 2, … within the run id.
+        told: bits of what this attempt's events have told, or first contact took for granted;
+            see `diff`.
+        floor_ms: time of the last event of the attempt before; older timestamps prove nothing.
+        last_ms: time of the last event, or of what was remembered silently.
+        changed_ms: when the last change was observed; retention counts from here.
+        unmapped: the vendor's word is not in its table; the run goes on being watched.
+        fingerprint: of the row that showed it last; not kept over a restart.
+    """
+
+    job: Job
+    run_id: str
+    state: State
+    vendor_state: str | None = None
+    substate: str | None = None
+    scope: str = ""
+    attempt: int = 1
+    marker: str | None = None
+    told: int = 0
+    floor_ms: Ms | None = None
+    last_ms: Ms | None = None
+    changed_ms: Ms = 0
+    queued_ms: Ms | None = None
+    started_ms: Ms | None = None
+    ended_ms: Ms | None = None
+    unmapped: bool = False
+    fingerprint: int = 0
+
+    @property
+    def key(self) -> Key:
+        """Its place in the index."""
+        return key_of(self.job.id, self.run_id)
+
+    @property
+    def watched(self) -> bool:
+        """Whether its next state is waited for: active, or in a state not in the vendor's table."""
+        return self.state in ACTIVE or self.unmapped
+
+
+class Index:
+    """All known runs of one source, and since when each watched one was not shown.
+
+    `watched[scope]` maps keys to the time that the run was last shown, oldest first, so that what
+    a listing left out stands in front, and finding it costs as much as there is to find.
+    """
+
+    def __init__(self, runs: Iterable[Known] = (), *, at_ms: Ms = 0) -> None:
+        self.runs: dict[Key, Known] = {}
+        self.watched: dict[str, dict[Key, Ms]] = {}
+        for run in runs:
+            self.put(run, at_ms)
+
+    def put(self, run: Known, at_ms: Ms) -> None:
+        """Keep this as what is known of the run, shown at that time."""
+        key = run.key
+        old = self.runs.get(key)
+        if old is not None and old.scope != run.scope:
+            self.watched.get(old.scope, {}).pop(key, None)
+        self.runs[key] = run
+        scope = self.watched.setdefault(run.scope, {})
+        scope.pop(key, None)
+        if run.watched:
+            scope[key] = at_ms
+
+    def shown(self, run: Known, at_ms: Ms) -> None:
+        """The vendor has shown this watched run, unchanged."""
+        scope = self.watched.get(run.scope)
+        key = run.key
+        if scope is not None and key in scope:
+            del scope[key]
+            scope[key] = at_ms
+
+    def rename(self, job_id: str, old_run_id: str, new_run_id: str) -> Known | None:
+        """Give a provisional run its real id; None if there is no such run."""
+        old_key = key_of(job_id, old_run_id)
+        run = self.runs.pop(old_key, None)
+        if run is None:
+            return None
+        shown_ms = self.watched.get(run.scope, {}).pop(old_key, 0)
+        run = msgspec.structs.replace(run, run_id=new_run_id)
+        self.put(run, shown_ms)
+        return run
+
+    def drop(self, key: Key) -> None:
+        """Forget a run that retention has ended."""
+        run = self.runs.pop(key, None)
+        if run is not None:
+            self.watched.get(run.scope, {}).pop(key, None)
+
+    def unseen(self, scope: str, before_ms: Ms) -> list[Known]:
+        """Watched runs of a scope that were not shown since then, the longest unseen first."""
+        found = []
+        for key, at_ms in self.watched.get(scope, {}).items():
+            if at_ms >= before_ms:
+                break
+            found.append(self.runs[key])
+        return found
+
+    def active(self) -> Iterator[Known]:
+        """Every watched run."""
+        for scope in self.watched.values():
+            for key in scope:
+                yield self.runs[key]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memory:
+    """What a vendor may look at while it asks and reads: a read-only view of one source.
+
+    Attributes:
+        now_ms: when this poll began.
+        contact_ms: when first contact with the source began.
+        last_good_ms: when the last good poll began; None until first contact is complete.
+        since_ms: what ended before is past retention and of no interest.
+        whole: the poll before read all that it set out to read; False after a failure and after
+            a start, when a vendor must not stop early at what looks unchanged.
+        publish_all: first contact publishes finished runs too.
+        resync_s: how often to look again at what a feed of changes does not show.
+        rate_per_s: requests that the source may be asked for, on average.
+        marks: the vendor's own notes from pages before (watermarks, names), by its own keys.
+        index: what is known; use `get` and `active`.
+    """
+
+    now_ms: Ms
+    contact_ms: Ms
+    last_good_ms: Ms | None = None
+    since_ms: Ms = 0
+    whole: bool = False
+    publish_all: bool = False
+    resync_s: float = 600.0
+    rate_per_s: float = 2.0
+    marks: Mapping[str, str] = field(default_factory=dict)
+    index: Index = field(default_factory=Index)
+
+    def get(self, job_id: str, run_id: str) -> Known | None:
+        """What is known of this run, or None."""
+        return self.index.runs.get(key_of(job_id, run_id))
+
+    def active(self) -> Iterator[Known]:
+        """Every run whose next state is waited for."""
+        return self.index.active()

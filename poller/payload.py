@@ -1,0 +1,164 @@
+"""Reads untrusted payloads: typed rows of which bad ones are set aside, loose instants."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import re
+from collections.abc import Callable
+from typing import Any, Generic, TypeVar
+
+import msgspec
+
+from poller.errors import Invalid
+from poller.runs import Ms
+
+E = TypeVar("E")
+R = TypeVar("R")
+
+_LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+
+
+def decode(body: bytes, shape: type[R]) -> R:
+    """Decode one JSON document into a type.
+
+    Raises:
+        Invalid: not JSON, HTML instead, or another shape; the message names the place.
+    """
+    return _decode(body, msgspec.json.Decoder(shape))
+
+
+def _decode(body: bytes, decoder: msgspec.json.Decoder[R]) -> R:
+    try:
+        return decoder.decode(body)
+    except msgspec.ValidationError as error:
+        raise Invalid(f"not the documented shape: {error}", body) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise _not_json(body, error) from error
+
+
+def _not_json(body: bytes, error: Exception) -> Invalid:
+    start = body[:256].lstrip()
+    if not start:
+        return Invalid("an empty answer instead of JSON")
+    if start.startswith(b"<"):
+        return Invalid("an HTML page instead of JSON (a login page? a wrong url?)", body)
+    return Invalid(f"not JSON: {error}", body)
+
+
+class Table(Generic[E, R]):
+    """Reads a document that holds rows; a row that does not fit is set aside, the others are read.
+
+    Args:
+        envelope: type of the document with typed rows, e.g. `Listing[Row]`.
+        loose: the same with rows left raw, e.g. `Listing[msgspec.Raw]`.
+        row: type of one row.
+        rows: takes the list of rows out of either.
+        at: JSON path of the list, for messages, e.g. `$.results`.
+    """
+
+    def __init__(
+        self,
+        envelope: type[E],
+        loose: type[Any],
+        row: type[R],
+        rows: Callable[[Any], list[Any]],
+        at: str,
+    ) -> None:
+        self._envelope = msgspec.json.Decoder(envelope)
+        self._loose = msgspec.json.Decoder(loose)
+        self._loose_type = loose
+        self._row_type = row
+        self._row = msgspec.json.Decoder(row)
+        self._rows = rows
+        self._at = at
+
+    def read(self, body: bytes) -> tuple[E, list[R], list[tuple[str, str]]]:
+        """Envelope, good rows, and (JSON path, what is wrong) of each bad one.
+
+        The envelope's own rows are not to be used: where a row was bad, they are raw.
+
+        Raises:
+            Invalid: the document itself is not as documented.
+        """
+        try:
+            envelope = self._envelope.decode(body)
+        except msgspec.ValidationError:
+            return self._salvage(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            return self._salvage(_without_nan(body, error))
+        return envelope, self._rows(envelope), []
+
+    def _salvage(self, body: bytes) -> tuple[E, list[R], list[tuple[str, str]]]:
+        envelope = _decode(body, self._loose)
+        good: list[R] = []
+        bad: list[tuple[str, str]] = []
+        for number, raw in enumerate(self._rows(envelope)):
+            try:
+                good.append(self._row.decode(raw))
+            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+                place, _, rest = str(error).rpartition(" - at `$")
+                why, at = (place, rest.rstrip("`")) if place else (str(error), "")
+                bad.append((f"{self._at}[{number}]{at}", why))
+        return envelope, good, bad
+
+
+def _without_nan(body: bytes, error: Exception) -> bytes:
+    """The same document with NaN and Infinity as null, for servers that write them unquoted."""
+    if not re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", body):
+        raise _not_json(body, error) from error
+    try:
+        return json.dumps(json.loads(body, parse_constant=lambda _: None)).encode()
+    except (ValueError, RecursionError) as again:
+        raise _not_json(body, again) from again
+
+
+def epoch_ms(value: object) -> Ms | None:
+    """Epoch milliseconds (a number, or digits in a string) or ISO 8601 text; None for unset.
+
+    0, negative numbers, empty strings, and instants past the year 9999 are unset.
+    """
+    if isinstance(value, bool) or value is None:
+        return None
+    if isinstance(value, int):
+        return value if 0 < value <= _LAST_MS else None
+    if isinstance(value, float):
+        return int(value) if 0 < value <= _LAST_MS else None
+    if isinstance(value, str):
+        text = value.strip()
+        if text.isascii() and text.isdigit():
+            return epoch_ms(int(text[:20]))
+        return iso_ms(text)
+    return None
+
+
+def iso_ms(text: str | None) -> Ms | None:
+    """An ISO 8601 instant (without zone: UTC) in ms, cut not rounded; None if it is not one."""
+    if not text:
+        return None
+    try:
+        instant = datetime.datetime.fromisoformat(text.strip())
+    except ValueError:
+        return None
+    return instant_ms(instant)
+
+
+def instant_ms(instant: datetime.datetime) -> Ms | None:
+    """A datetime (without zone: UTC) in epoch milliseconds, cut not rounded; None before 1970."""
+    if instant.tzinfo is None:
+        instant = instant.replace(tzinfo=datetime.UTC)
+    try:
+        since = instant - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+    except OverflowError:
+        return None
+    ms = since // datetime.timedelta(milliseconds=1)
+    return ms if ms > 0 else None
+
+
+def text_of(value: object) -> str | None:
+    """A non-empty text or number as text; None otherwise."""
+    if isinstance(value, str):
+        return value or None
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return None

@@ -1,0 +1,1 @@
+"""Where events go: the protocol of a sink, and one file per broker."""
