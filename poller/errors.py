@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Literal, TypeAlias
+
+Reason: TypeAlias = Literal["unreachable", "rejected", "invalid", "limited"]
+
 
 class PollerError(Exception):
     """Everything that this package raises on purpose."""
@@ -26,13 +30,13 @@ class JournalError(PollerError):
 class VendorError(PollerError):
     """A vendor did not answer as documented; what is known of its runs stays untouched."""
 
-    reason = "invalid"
+    reason: Reason = "invalid"
 
 
 class Unreachable(VendorError):
     """Network trouble, a timeout, or a 5xx: ask again after a backoff."""
 
-    reason = "unreachable"
+    reason: Reason = "unreachable"
 
 
 class Limited(VendorError):
@@ -42,7 +46,7 @@ class Limited(VendorError):
         retry_after_s: seconds that the vendor asked to be left alone, or None if it did not say.
     """
 
-    reason = "limited"
+    reason: Reason = "limited"
 
     def __init__(self, message: str, retry_after_s: float | None = None) -> None:
         super().__init__(message)
@@ -52,7 +56,7 @@ class Limited(VendorError):
 class Rejected(VendorError):
     """Credentials refused (401, 403, a locked user): the slowest backoff; some lock accounts."""
 
-    reason = "rejected"
+    reason: Reason = "rejected"
 
 
 class Invalid(VendorError):
@@ -62,7 +66,7 @@ class Invalid(VendorError):
         body: the first 256 characters of the answer, for the log.
     """
 
-    reason = "invalid"
+    reason: Reason = "invalid"
 
     def __init__(self, message: str, body: bytes = b"") -> None:
         super().__init__(message)
@@ -74,8 +78,25 @@ class SinkError(PollerError):
 
 
 class SinkUnavailable(SinkError):
-    """The broker is away or refuses for now: try again later, the cursor stays."""
+    """The broker is away or refuses for now: try again later, the cursor stays.
+
+    Attributes:
+        delivered: how many events from the batch's start are delivered for sure.
+    """
+
+    def __init__(self, message: str, delivered: int = 0) -> None:
+        super().__init__(message)
+        self.delivered = delivered
 
 
 class EventRejected(SinkError):
-    """This event can never go there: it is set aside with the reason, the cursor moves."""
+    """This event can never go there: it is set aside with the reason, the cursor moves.
+
+    Attributes:
+        delivered: how many events from the batch's start are delivered for sure; the one after
+            them is the rejected one.
+    """
+
+    def __init__(self, message: str, delivered: int = 0) -> None:
+        super().__init__(message)
+        self.delivered = delivered

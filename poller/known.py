@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 import msgspec
 
-from poller.runs import ACTIVE, Job, Ms, State
+from poller.runs import TERMINAL, Job, Ms, State
 
 Key: TypeAlias = str | tuple[str, str]
 """Job id and run id; the id alone where both are the same."""
@@ -29,7 +29,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
         floor_ms: time of the last event of the attempt before; older timestamps prove nothing.
         last_ms: time of the last event, or of what was remembered silently.
         changed_ms: when the last change was observed; retention counts from here.
-        unmapped: the vendor's word is not in its table; the run goes on being watched.
+        vanished: the vendor does not show it any more, and it is not asked for.
+        was: its provisional id, until an event has named it.
         fingerprint: of the row that showed it last; not kept over a restart.
     """
 
@@ -48,7 +49,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     queued_ms: Ms | None = None
     started_ms: Ms | None = None
     ended_ms: Ms | None = None
-    unmapped: bool = False
+    vanished: bool = False
+    was: str | None = None
     fingerprint: int = 0
 
     @property
@@ -58,8 +60,8 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
 
     @property
     def watched(self) -> bool:
-        """Whether its next state is waited for: active, or in a state not in the vendor's table."""
-        return self.state in ACTIVE or self.unmapped
+        """Whether its next state is waited for."""
+        return self.state not in TERMINAL and not self.vanished
 
 
 class Index:
@@ -102,7 +104,7 @@ class Index:
         if run is None:
             return None
         shown_ms = self.watched.get(run.scope, {}).pop(old_key, 0)
-        run = msgspec.structs.replace(run, run_id=new_run_id)
+        run = msgspec.structs.replace(run, run_id=new_run_id, was=old_run_id)
         self.put(run, shown_ms)
         return run
 

@@ -87,7 +87,6 @@ def remember(index: Index, seen: Seen, *, attempt: int = 1, at_ms: int = 1) -> K
         queued_ms=seen.queued_ms,
         started_ms=seen.started_ms,
         ended_ms=seen.ended_ms,
-        unmapped=seen.unmapped,
         fingerprint=seen.fingerprint,
     )
     index.put(known, at_ms)

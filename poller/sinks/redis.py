@@ -1,0 +1,429 @@
+"""Redis and Valkey: one stream per source, appended to exactly once.
+
+A script appends a run of events and moves the cursor in one atomic step, and only if the cursor
+stands where this connection saw it last. So a resend finds the cursor moved and does nothing, and
+a Redis that has lost its newest writes in a failover is noticed before anything is appended.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, NamedTuple, TypeAlias
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from redis.asyncio import Redis, RedisCluster, Sentinel
+from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import NoScriptError, RedisClusterException, RedisError
+
+from poller.errors import SettingsError, SinkUnavailable
+from poller.events import Recorded
+from poller.sinks import tls_context, trouble
+
+SOURCES: Final = "poller:sources"
+
+CALL_EVENTS: Final = 200  # a script of 1,000 would keep Redis from others for 5 ms
+CALL_BYTES: Final = 1 << 20
+
+OLDEST: Final = (6, 2)  # XTRIM MINID; every Valkey calls itself Redis 7.2 or newer
+
+_NOWHERE: Final = -1
+
+# KEYS: stream, cursor. ARGV: journal, offset that the cursor must have, offset that it gets,
+# retention in ms, most entries; then type and event of each entry. Returns the cursor's offset.
+# The first HSET changes nothing: it fails before anything is appended where writing is refused.
+_SCRIPT: Final = """
+local cursor = redis.call('HMGET', KEYS[2], 'journal', 'offset')
+local offset = cursor[1] == ARGV[1] and tonumber(cursor[2]) or 0
+if offset ~= tonumber(ARGV[2]) then return offset end
+redis.call('HSET', KEYS[2], 'journal', ARGV[1], 'offset', ARGV[2])
+local oldest = math.max(0, redis.call('TIME')[1] * 1000 - ARGV[4])
+redis.call('XTRIM', KEYS[1], 'MINID', '~', string.format('%.0f', oldest))
+for i = 6, #ARGV, 2 do
+  redis.call('XADD', KEYS[1], '*', 'type', ARGV[i], 'event', ARGV[i + 1])
+end
+redis.call('XTRIM', KEYS[1], 'MAXLEN', ARGV[5])
+redis.call('HSET', KEYS[2], 'offset', ARGV[3])
+return tonumber(ARGV[3])
+"""
+_SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
+
+_Client: TypeAlias = Redis | RedisCluster
+
+
+def stream_key(source: str) -> str:
+    """The stream of a source's events; the braces keep all its keys in one Cluster slot."""
+    return f"poller:{{{source}}}:events"
+
+
+def cursor_key(source: str) -> str:
+    """The hash that says what has been appended of a source: `journal`, `offset`."""
+    return f"poller:{{{source}}}:cursor"
+
+
+class RedisSink:
+    """Appends events to Redis streams.
+
+    Args:
+        url: `redis://`, `rediss://` (TLS) or `unix://`; with several nodes
+            `redis+sentinel://host:port,host:port/service/db` and
+            `redis+cluster://host:port,host:port`, likewise `rediss+…`.
+        journal: identity of the journal that the offsets belong to.
+        retention_s: older entries are trimmed, older events not appended.
+        max_events: most entries of one stream.
+        username: of an ACL user, if the URL names none.
+        password: likewise. Sentinels are asked without either.
+        verify_tls: True, False, or a CA bundle.
+        timeout_s: for connecting and for each answer.
+
+    Raises:
+        SettingsError: the URL or the CA bundle cannot be used.
+    """
+
+    name = "redis"
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        journal: str,
+        retention_s: float = 604_800,
+        max_events: int = 1_000_000,
+        username: str | None = None,
+        password: str | None = None,
+        verify_tls: bool | Path = True,
+        timeout_s: float = 4.0,
+    ) -> None:
+        self._address = _parse(url)
+        self._journal = journal
+        self._retention_ms = int(retention_s * 1000)
+        self._max_events = max_events
+        self._signing_in = {
+            "username": self._address.username or username,
+            "password": self._address.password or password,
+        }
+        self._options: dict[str, Any] = {
+            "socket_timeout": timeout_s,
+            "socket_connect_timeout": timeout_s,
+            "retry": Retry(NoBackoff(), 0),  # the relay retries
+            "protocol": 2,
+            "driver_info": None,
+        }
+        if self._address.tls:
+            tls_context(verify_tls, "redis.verify_tls")  # the client builds its own, and too late
+            self._options["ssl"] = True
+            if verify_tls is False:
+                self._options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
+            elif verify_tls is not True:
+                self._options["ssl_ca_certs"] = str(verify_tls)
+
+    @asynccontextmanager
+    async def connect(self) -> AsyncIterator[RedisConnection]:
+        """Connect, sign in, and look whether this server will do.
+
+        Raises:
+            SinkUnavailable: it is away, refuses, is too old, or is something else.
+        """
+        async with AsyncExitStack() as stack:
+            with _explained(self._address.where):
+                client = await self._open(stack)
+                _check(await client.info(), self._address)
+            yield RedisConnection(
+                client,
+                where=self._address.where,
+                journal=self._journal,
+                retention_ms=self._retention_ms,
+                max_events=self._max_events,
+            )
+
+    async def _open(self, stack: AsyncExitStack) -> _Client:
+        address, options = self._address, self._options | self._signing_in
+        client: _Client
+        if address.topology == "cluster":
+            nodes = [ClusterNode(host, port) for host, port in address.nodes]
+            client = RedisCluster(startup_nodes=nodes, **options)
+        elif address.topology == "sentinel":
+            sentinel = Sentinel(address.nodes, sentinel_kwargs=self._options, **options)
+            stack.push_async_callback(_close, sentinel)
+            client = sentinel.master_for(address.service, db=address.db)
+        elif address.nodes:
+            [(host, port)] = address.nodes
+            client = Redis(host=host, port=port, db=address.db, **options)
+        else:
+            client = Redis(unix_socket_path=address.path, db=address.db, **options)
+        stack.push_async_callback(_close, client)
+        await client.initialize()
+        return client
+
+
+class RedisConnection:
+    """An open way to Redis; what it remembers itself is the truth about what it has."""
+
+    def __init__(
+        self, client: _Client, *, where: str, journal: str, retention_ms: int, max_events: int
+    ) -> None:
+        self._client = client
+        self._where = where
+        self._journal = journal
+        self._retention_ms = retention_ms
+        self._max_events = max_events
+        self._seen: dict[str, int] = {}
+        self._listed: set[str] = set()
+
+    async def cursors(self, sources: Sequence[str]) -> Mapping[str, int]:
+        """The journal offset up to which each source's events have been appended; 0 for none.
+
+        Raises:
+            SinkUnavailable: Redis is away or refuses.
+        """
+        calls = [_Call(source, 0, _NOWHERE, _NOWHERE) for source in sources]
+        with _explained(self._where):
+            for call, reply in zip(calls, await self._run(calls), strict=True):
+                if isinstance(reply, Exception):
+                    raise reply
+                self._seen[call.source] = int(reply)
+        return {source: self._seen[source] for source in sources}
+
+    async def send(self, batch: Sequence[Recorded]) -> int:
+        """Append what Redis does not have yet; an empty batch asks for a sign of life.
+
+        Events older than the retention are not appended, and count as delivered.
+
+        Returns:
+            The length of the batch.
+
+        Raises:
+            SinkUnavailable: Redis is away, refuses, or has lost what it had.
+        """
+        if not batch:
+            with _explained(self._where):
+                await self._client.execute_command("PING")
+            return 0
+        await self._meet({event.source for event in batch})
+        calls = self._calls(batch)
+        with _explained(self._where):
+            replies = await self._run(calls)
+        failed = [
+            (call, reply) for call, reply in zip(calls, replies, strict=True) if reply != call.last
+        ]
+        if failed:
+            call, reply = failed[0]
+            with _explained(self._where, call.first):
+                raise reply if isinstance(reply, Exception) else await self._lost(call)
+        self._seen.update((call.source, call.last) for call in calls)
+        return len(batch)
+
+    async def append_again(self, events: Sequence[Recorded]) -> int:
+        """Append copies of events, whatever the cursor says, and leave it alone.
+
+        Returns:
+            How many: all.
+
+        Raises:
+            SinkUnavailable: Redis is away or refuses; `delivered` have been appended for sure.
+        """
+        await self._meet({event.source for event in events})
+        for start in range(0, len(events), CALL_EVENTS):
+            with _explained(self._where, start):
+                pipeline = self._client.pipeline(transaction=False)
+                for event in events[start : start + CALL_EVENTS]:
+                    limit = ("MAXLEN", self._max_events, "*")
+                    entry = ("type", event.type, "event", event.body)
+                    pipeline.execute_command("XADD", stream_key(event.source), *limit, *entry)
+                await pipeline.execute()
+        return len(events)
+
+    async def _meet(self, sources: set[str]) -> None:
+        """List sources for discovery, and learn where their cursors stand, once per connection."""
+        if new := sources - self._listed:
+            with _explained(self._where):
+                await self._client.sadd(SOURCES, *new)
+            self._listed |= new
+        if unknown := sources - self._seen.keys():
+            await self.cursors(list(unknown))
+
+    def _calls(self, batch: Sequence[Recorded]) -> list[_Call]:
+        """What Redis does not have of a batch: by source, in order, in parts that one call takes.
+
+        A source's calls chain by their offsets, so that none is appended after one that failed.
+        """
+        oldest_ms = time.time_ns() // 1_000_000 - self._retention_ms
+        calls: list[_Call] = []
+        open_calls: dict[str, _Call] = {}
+        for place, event in enumerate(batch):
+            call = open_calls.get(event.source)
+            seen = self._seen[event.source] if call is None else call.last
+            if event.offset <= seen:
+                continue
+            if call is None or call.is_full:
+                call = open_calls[event.source] = _Call(event.source, place, seen, seen)
+                calls.append(call)
+            call.last = event.offset
+            if event.at_ms >= oldest_ms:
+                call.entries += (event.type, event.body)
+                call.bytes += len(event.body)
+        return calls
+
+    async def _run(self, calls: Sequence[_Call]) -> list[Any]:
+        """Run the script for each call, in one round trip; the server's errors are in the list."""
+        replies: list[Any] = []
+        for command, script in (("EVALSHA", _SHA), ("EVAL", _SCRIPT)):
+            pipeline = self._client.pipeline(transaction=False)
+            for call in calls:
+                keys = (stream_key(call.source), cursor_key(call.source))
+                limits = (self._retention_ms, self._max_events)
+                offsets = (self._journal, call.expected, call.last)
+                pipeline.execute_command(
+                    command, script, 2, *keys, *offsets, *limits, *call.entries
+                )
+            replies = await pipeline.execute(raise_on_error=False)
+            if not any(isinstance(reply, NoScriptError) for reply in replies):
+                break
+        return replies
+
+    async def _lost(self, call: _Call) -> RedisError:
+        """Why the cursor stands elsewhere than this connection left it."""
+        journal = await self._client.hget(cursor_key(call.source), "journal")
+        if journal not in (None, self._journal.encode()):
+            return RedisError(f"another poller writes source {call.source} here, too")
+        return RedisError(f"it has lost data of source {call.source}; it is filled again")
+
+
+@dataclass(slots=True)
+class _Call:
+    """One call of the script: a run of events of one source.
+
+    Attributes:
+        first: place in the batch of its first event.
+        expected: offset that the cursor must have.
+        last: offset that it gets.
+        entries: type and event, in turn.
+        bytes: length of the events.
+    """
+
+    source: str
+    first: int
+    expected: int
+    last: int
+    entries: list[str | bytes] = field(default_factory=list)
+    bytes: int = 0
+
+    @property
+    def is_full(self) -> bool:
+        return len(self.entries) >= 2 * CALL_EVENTS or self.bytes >= CALL_BYTES
+
+
+class _Address(NamedTuple):
+    """What a Redis URL says.
+
+    Attributes:
+        topology: "" for one server, "sentinel" or "cluster".
+        nodes: host and port of each; none for a Unix socket.
+        path: of a Unix socket.
+        service: the name that Sentinels know the master by.
+    """
+
+    topology: str
+    tls: bool
+    nodes: tuple[tuple[str, int], ...] = ()
+    path: str = ""
+    service: str = ""
+    db: int = 0
+    username: str | None = None
+    password: str | None = None
+
+    @property
+    def where(self) -> str:
+        """For messages."""
+        return ",".join(f"{host}:{port}" for host, port in self.nodes) or self.path
+
+
+def _parse(url: str) -> _Address:
+    try:
+        parts = urlsplit(url)
+        kind, _, topology = parts.scheme.partition("+")
+        user, _, hosts = parts.netloc.rpartition("@")
+        username, _, password = user.partition(":")
+        service, _, db = parts.path.strip("/").rpartition("/")
+        if topology == "sentinel" and not service:
+            service, db = db, ""
+        if kind == "unix":
+            db = parse_qs(parts.query).get("db", [""])[0]
+        port = 26379 if topology == "sentinel" else 6379
+        return _Address(
+            topology,
+            tls=kind == "rediss",
+            nodes=tuple(_node(host, port) for host in hosts.split(",") if kind != "unix"),
+            path=parts.path,
+            service=service,
+            db=int(db or 0),
+            username=unquote(username) or None,
+            password=unquote(password) or None,
+        )
+    except ValueError:
+        # neither the message nor the cause may quote the URL: it may hold a password
+        raise SettingsError(["redis.url: not understood: is it …://host:port/database?"]) from None
+
+
+def _node(text: str, port: int) -> tuple[str, int]:
+    node = urlsplit(f"//{text}")
+    return node.hostname or "localhost", node.port or port
+
+
+async def _close(client: _Client | Sentinel) -> None:
+    with suppress(RedisError, OSError):
+        await client.aclose()
+
+
+def _check(info: Mapping[str, Any], address: _Address) -> None:
+    """Raise RedisError if this server will not do."""
+    version = str(info.get("redis_version", "0"))
+    mode, given = info.get("redis_mode"), address.topology
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
+        raise RedisError(f"version {version} is too old: it must be Redis 6.2, Valkey 7.2 or newer")
+    if mode == "sentinel":
+        raise RedisError("this is a Sentinel: write redis+sentinel://host:port/service/database")
+    if mode == "cluster" and given != "cluster":
+        raise RedisError("this is a Cluster: write redis+cluster://host:port,host:port")
+    if info.get("role") == "slave" and given == "":
+        raise RedisError("this is a read-only replica: write its master's address")
+
+
+@contextmanager
+def _explained(where: str, delivered: int = 0) -> Iterator[None]:
+    """Turn what the client raises into one sentence."""
+    try:
+        yield
+    except (RedisError, RedisClusterException, OSError) as error:
+        raise SinkUnavailable(f"Redis at {where}: {_sentence(error)}", delivered) from error
+
+
+def _sentence(error: Exception) -> str:
+    known = trouble(error)
+    if known is not None:
+        return known
+    text = f"{getattr(error, 'status_code', None) or ''} {error}".strip()
+    advice = next((advice for word, advice in _ADVICE.items() if word in text), None)
+    return f"{advice} ({text[:300]})" if advice else text[:300]
+
+
+_ADVICE: Final = {
+    "closed by server": "is it a Redis, and does the port want TLS (rediss://)?",
+    "Protocol error": "what answers there is no Redis: is the port right?",
+    "No master found": "no Sentinel knows a working master of that name",
+    "NOAUTH": "it wants redis.username and redis.password",
+    "WRONGPASS": "it refuses redis.username or redis.password",
+    "NOPERM": "allow the user what deploy/redis.acl lists",
+    "OOM": "its memory is full: raise maxmemory, or lower redis.retention or redis.max_events",
+    "READONLY": "it has become a replica",
+    "MISCONF": "it does not write, since it cannot save to its disk",
+    "LOADING": "it is still loading its data",
+    "WRONGTYPE": "a key that begins with poller: holds something else: use another database",
+    "CLUSTERDOWN": "the Cluster does not serve all its slots",
+}

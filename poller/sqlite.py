@@ -1,0 +1,183 @@
+"""One SQLite file, written by one thread: what waits together shares a transaction and an fsync."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from poller.errors import JournalError
+
+T = TypeVar("T")
+
+_TOGETHER = 256
+"""At most so many steps in one transaction."""
+
+
+class Writer:
+    """The thread that writes: takes what has gathered, writes it in one transaction, answers."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection) -> None:
+        self._path = path
+        self._db = db
+        self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
+        self._failed: str | None = None
+        self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
+        self._thread.start()
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do this inside the next transaction; gives its result once that is on disk.
+
+        A cancelled caller does not undo it.
+
+        Raises:
+            JournalError: nothing of it was written.
+        """
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+        self._steps.put(_Step(work, loop, done))
+        return await done
+
+    def check(self) -> None:
+        """Whether the last transaction was written.
+
+        Raises:
+            JournalError: it was not, with the reason.
+        """
+        if self._failed:
+            raise JournalError(self._failed)
+
+    def close(self) -> None:
+        """Write what has been asked for, and end the thread."""
+        self._steps.put(None)
+        self._thread.join()
+
+    def _serve(self) -> None:
+        while (step := self._steps.get()) is not None:
+            steps = [step]
+            while not self._steps.empty() and len(steps) < _TOGETHER:
+                following = self._steps.get()
+                if following is None:
+                    self._steps.put(None)
+                    break
+                steps.append(following)
+            self._together(steps)
+
+    def _together(self, steps: list[_Step]) -> None:
+        try:
+            with translated(self._path):
+                self._db.execute("BEGIN IMMEDIATE")
+                results = [step.work(self._db) for step in steps]
+                self._db.execute("COMMIT")
+        except JournalError as error:
+            with contextlib.suppress(sqlite3.Error):
+                self._db.execute("ROLLBACK")
+            self._failed = str(error)
+            for step in steps:
+                step.answer(error=error)
+        else:
+            self._failed = None
+            for step, result in zip(steps, results, strict=True):
+                step.answer(result=result)
+
+
+@dataclass(frozen=True, slots=True)
+class _Step:
+    work: Callable[[sqlite3.Connection], Any]
+    loop: asyncio.AbstractEventLoop
+    done: asyncio.Future[Any]
+
+    def answer(self, *, result: object = None, error: JournalError | None = None) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
+            self.loop.call_soon_threadsafe(self._settle, result, error)
+
+    def _settle(self, result: object, error: JournalError | None) -> None:
+        if self.done.done():
+            return
+        if error is None:
+            self.done.set_result(result)
+        else:
+            self.done.set_exception(error)
+
+
+@contextlib.contextmanager
+def writing(path: Path, prepare: Callable[[sqlite3.Connection], None]) -> Iterator[Writer]:
+    """Open a file for writing, durably: write-ahead log, an fsync for every transaction.
+
+    Raises:
+        JournalError: it cannot be opened or prepared.
+    """
+    with contextlib.ExitStack() as stack:
+        with translated(path):
+            db = stack.enter_context(contextlib.closing(_connect(path, "rw")))
+            db.execute("PRAGMA journal_mode = WAL")
+            db.execute("PRAGMA synchronous = FULL")
+            prepare(db)
+        writer = Writer(path, db)
+        stack.callback(writer.close)
+        yield writer
+
+
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[sqlite3.Connection]:
+    """Open a file for reading, also while another process writes it.
+
+    Raises:
+        JournalError: there is none, or it cannot be read.
+    """
+    if not path.exists():
+        raise JournalError(f"{path}: no journal there; has the daemon run with these settings?")
+    with translated(path):
+        db = _connect(path, "ro")
+    with contextlib.closing(db):
+        yield db
+
+
+@contextlib.contextmanager
+def locked(path: Path) -> Iterator[None]:
+    """Make the file if need be and hold it against a second daemon, which would repeat every event.
+
+    Raises:
+        JournalError: it cannot be made, or is held already.
+    """
+    with translated(path):
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
+        handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise JournalError(
+                f"{path}: another daemon is using this journal; stop it, or set poller.journal"
+            ) from error
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
+def translated(path: Path) -> Iterator[None]:
+    """Turn SQLite's and the system's errors into JournalError, naming the file."""
+    try:
+        yield
+    except (sqlite3.Error, OSError) as error:
+        raise JournalError(f"{path}: {error}") from error
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=5.0,
+    )

@@ -1,0 +1,118 @@
+"""Logs and metrics: structlog and prometheus set-up."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from typing import TextIO
+
+import orjson
+import structlog
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+from poller import __version__
+
+
+def configure_logs(stream: TextIO = sys.stderr, level: int = logging.INFO) -> None:
+    """Log keys, not sentences: pretty on a terminal, one JSON object a line otherwise."""
+    shared: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+    ]
+    if stream.isatty():
+        shared.append(structlog.dev.ConsoleRenderer())
+    else:
+        shared.append(structlog.processors.format_exc_info)
+        shared.append(
+            structlog.processors.JSONRenderer(
+                serializer=lambda value, **_: orjson.dumps(value, default=repr).decode()
+            )
+        )
+    structlog.configure(
+        processors=shared,
+        wrapper_class=structlog.make_filtering_bound_logger(level),
+        logger_factory=structlog.PrintLoggerFactory(stream),
+        cache_logger_on_first_use=True,
+    )
+
+
+class Metrics:
+    """The daemon's metrics, in a registry of their own; labels never hold run or job ids."""
+
+    def __init__(self) -> None:
+        registry = self.registry = CollectorRegistry()
+        by_source = ["source"]
+        self.polls = Counter("poller_polls", "Polls begun", by_source, registry=registry)
+        self.poll_failures = Counter(
+            "poller_poll_failures", "Polls that failed", ["source", "reason"], registry=registry
+        )
+        self.poll_duration = Histogram(
+            "poller_poll_duration_seconds", "Duration of a poll", by_source, registry=registry
+        )
+        self.requests = Counter(
+            "poller_requests",
+            "Requests sent to vendors, by HTTP status, or 'error'",
+            ["source", "code"],
+            registry=registry,
+        )
+        self.source_up = Gauge(
+            "poller_source_up", "1 if the last poll was good", by_source, registry=registry
+        )
+        self.last_success = Gauge(
+            "poller_source_last_success_timestamp_seconds",
+            "When the last good poll began",
+            by_source,
+            registry=registry,
+        )
+        self.runs = Gauge(
+            "poller_runs", "Known runs by state", ["source", "state"], registry=registry
+        )
+        self.events = Counter(
+            "poller_events", "Events published", ["source", "type"], registry=registry
+        )
+        self.detection_bound = Histogram(
+            "poller_detection_bound_seconds",
+            "observed_at - observed_after of events: how late they can be at most",
+            by_source,
+            buckets=(0.1, 0.5, 1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 3600),
+            registry=registry,
+        )
+        self.invalid_records = Counter(
+            "poller_invalid_records", "Rows set aside", by_source, registry=registry
+        )
+        self.relay_lag_events = Gauge(
+            "poller_relay_lag_events",
+            "Events not delivered yet",
+            ["sink", "source"],
+            registry=registry,
+        )
+        self.relay_lag_seconds = Gauge(
+            "poller_relay_lag_seconds",
+            "Age of the oldest event not delivered yet",
+            ["sink", "source"],
+            registry=registry,
+        )
+        self.relay_failures = Counter(
+            "poller_relay_failures", "Failed deliveries", ["sink"], registry=registry
+        )
+        self.loop_lag = Histogram(
+            "poller_loop_lag_seconds",
+            "How late the event loop wakes",
+            buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
+            registry=registry,
+        )
+        Gauge("poller_build_info", "Version of this daemon", ["version"], registry=registry).labels(
+            __version__
+        ).set(1)
+
+    def forget(self, source: str) -> None:
+        """Drop what is labelled with a source that is configured no more."""
+        for metric in (self.polls, self.poll_duration, self.source_up, self.last_success):
+            metric.remove_by_labels({"source": source})
+        for labelled in (self.poll_failures, self.requests, self.runs, self.events):
+            labelled.remove_by_labels({"source": source})
+        for other in (self.detection_bound, self.invalid_records):
+            other.remove_by_labels({"source": source})
+        for relayed in (self.relay_lag_events, self.relay_lag_seconds):
+            relayed.remove_by_labels({"source": source})
