@@ -229,9 +229,9 @@ class _Source:
         location = response.headers.get("location", "").strip()
         if not location or call.method not in ("GET", "HEAD"):
             raise Invalid(f"HTTP {response.status} to {call.method}: redirects where none can go")
-        # Escapes stay as they are; only what may not stand in a URL is escaped.
-        location = quote(location, safe="%/:?#[]@!$&'()*+,;=~", errors="surrogateescape")
         try:
+            # Escapes stay as they are; only what may not stand in a URL is escaped.
+            location = quote(location, safe="%/:?#[]@!$&'()*+,;=~")
             led_to = urljoin(str(call.url), location)
             origin = URL(led_to).origin()
         except ValueError as error:

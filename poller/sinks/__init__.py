@@ -18,7 +18,7 @@ from poller.events import Recorded
 
 
 class Connection(Protocol):
-    """An open way to a broker, used by one task; after `SinkUnavailable` it is of no more use."""
+    """An open way to a broker, used by one task; of no more use after `SinkUnavailable`."""
 
     async def cursors(self, sources: Sequence[str]) -> Mapping[str, int] | None:
         """What the broker itself remembers as delivered: source → journal offset, 0 for nothing.
@@ -88,7 +88,8 @@ def trouble(error: BaseException) -> str | None:
     refused = f"[Errno {errno.ECONNREFUSED}]" in str(link)
     kind = ConnectionRefusedError if refused else type(link)
     meaning = next(text for base, text in _MEANINGS.items() if issubclass(kind, base))
-    return f"{meaning} ({getattr(link, 'verify_message', None) or link.strerror or link})"
+    detail = getattr(link, "verify_message", None) or link.strerror or str(link)
+    return f"{meaning} ({detail})" if detail else meaning
 
 
 _MEANINGS: Final[Mapping[type[OSError], str]] = {
@@ -96,6 +97,6 @@ _MEANINGS: Final[Mapping[type[OSError], str]] = {
     ssl.SSLError: "TLS fails: does this port speak TLS?",
     socket.gaierror: "the host name is not found: is it spelled right?",
     ConnectionRefusedError: "nothing listens there: is the broker running, is the port right?",
-    TimeoutError: "it does not answer: is it overloaded, or is a firewall in between?",
+    TimeoutError: "it does not answer: is a firewall in between, and is TLS wanted or not?",
     OSError: "the connection failed",
 }

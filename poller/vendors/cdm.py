@@ -32,6 +32,8 @@ class Options(wire.Options):
     """CDM's own settings.
 
     Attributes:
+        project_id: project of the cluster.
+        cluster_id: the cluster that runs the jobs.
         jobs: names of the jobs to follow, each asked on its own; empty: all that are listed.
     """
 
@@ -180,7 +182,7 @@ def _settle(options: Options, known: Known) -> Request:
 
 
 def _ask(options: Options, known: Known | None, seen: Seen) -> None:
-    """Nothing: the history was read before the row is told."""
+    """Nothing: the history is read before a run is shown."""
 
 
 def _parse(options: Options, request: Request, response: Response, memory: Memory) -> Page:
@@ -238,7 +240,7 @@ def _jobs(options: Options, asked: _Listing, body: bytes, memory: Memory) -> Pag
 
 
 def _signature(row: _Job) -> tuple[str, bool, bool]:
-    """What changes only with the last run's state, whether it must; and whether that run ended."""
+    """What changes only with the last run and its state; does every run change it? has it ended?"""
     word = (row.status or "").strip().lower()
     ended = look_up(WORDS, word).state in TERMINAL
     began = (row.external_id, row.execute_create_date, row.execute_start_date)

@@ -73,7 +73,8 @@ LAST_START = 490
 """Where the last page of a history begins that is read."""
 MOST_COUNTERS = 12
 
-# The mark "17" is the newest execution dealt with of configuration 17, "name:17" its name.
+# The mark "17" is the newest execution dealt with of configuration 17, "name:17" its name, and
+# "/rest/workbook" when the workbooks were listed last.
 UNREAD = "?"
 """A configuration's mark until its history was read."""
 FIRST = "first"
@@ -143,22 +144,24 @@ class _Look(msgspec.Struct, frozen=True):
 def start(options: DatameerOptions, memory: Memory) -> list[Request]:
     """What runs now; once in a resync the artifacts; the histories whose turn it is."""
     requests = [Request(path=RUNNING)]
-    if not options.jobs and _due(memory, memory.resync_s):
-        requests += [Request(path=path, by_id=True) for path in ARTIFACTS]
+    if not options.jobs:
+        for path in ARTIFACTS:
+            read_ms = int(memory.marks[path]) if path in memory.marks else None
+            if _due(memory.now_ms, read_ms, memory.resync_s):
+                requests.append(Request(path=path, by_id=True))
     jobs = sorted(options.jobs or [int(key) for key in memory.marks if key.isdigit()])
     every_s = max(options.sweep_interval, len(jobs) / (0.8 * memory.rate_per_s))
-    return requests + [
-        _history_of(_Sweep(str(job)))
-        for place, job in enumerate(jobs)
-        if _due(memory, every_s, place / len(jobs))
-    ]
+    for place, job in enumerate(jobs):
+        if _due(memory.now_ms, memory.last_good_ms, every_s, place / len(jobs)):
+            requests.append(_history_of(_Sweep(str(job))))
+    return requests
 
 
-def _due(memory: Memory, every_s: float, phase: float = 0.0) -> bool:
-    """Whether a period, put off by this share of it, began since the last good poll."""
-    if memory.last_good_ms is None:
+def _due(now_ms: Ms, last_ms: Ms | None, every_s: float, phase: float = 0.0) -> bool:
+    """Whether a period, put off by this share of it, began since the last time."""
+    if last_ms is None:
         return True
-    now, last = (at / 1000 / every_s - phase for at in (memory.now_ms, memory.last_good_ms))
+    now, last = (at / 1000 / every_s - phase for at in (now_ms, last_ms))
     return now // 1 != last // 1
 
 
@@ -201,7 +204,7 @@ def parse(options: DatameerOptions, request: Request, response: Response, memory
         case _ if request.path == RUNNING:
             return _listing(options, response, memory)
         case _:
-            return _discovery(response, memory)
+            return _discovery(request.path, response, memory)
 
 
 def _listing(options: DatameerOptions, response: Response, memory: Memory) -> Page:
@@ -273,12 +276,15 @@ def _was(memory: Memory, job: str, began_ms: Ms | None) -> str | None:
     return run.run_id if run else None
 
 
-def _discovery(response: Response, memory: Memory) -> Page:
+def _discovery(path: str, response: Response, memory: Memory) -> Page:
+    read = {path: str(memory.now_ms)}
+    if response.status in (403, 404):
+        return Page(marks=read, notes=[f"{path} is not to be read: HTTP {response.status}"])
     rows, bad = _rows(response, _NAMED)
     names = {f"name:{row.id}": row.name for row in rows if row.name}
     fresh = {str(row.id): UNREAD for row in rows if str(row.id) not in memory.marks}
     follow = [_history_of(_Sweep(job)) for job in fresh]
-    return Page(follow=follow, marks=names | fresh, bad=bad)
+    return Page(follow=follow, marks=read | names | fresh, bad=bad)
 
 
 def _history(asked: _Sweep, response: Response, memory: Memory) -> Page:
@@ -289,7 +295,7 @@ def _history(asked: _Sweep, response: Response, memory: Memory) -> Page:
     rows, bad = _rows(response, _PAST)
     rows.sort(key=lambda row: row.id)
     last = _dealt_with(job, memory)
-    news = [row for row in rows if row.id > last and _is_news(job, row, memory)]
+    news = [row for row in rows if _is_news(job, row, last, memory)]
     # Any of them may be a run that has a provisional id; what had ended before first contact
     # is not. They are asked for again, and the mark stays below, until they are known.
     unsure = news if news and any(map(_provisional, _watched(memory, job))) else []
@@ -319,11 +325,11 @@ def _dealt_with(job: str, memory: Memory) -> int:
     return int(memory.marks.get(FIRST, "0"))
 
 
-def _is_news(job: str, row: _Past, memory: Memory) -> bool:
-    """Whether a row tells something new; of a run known to be active that is only its end."""
+def _is_news(job: str, row: _Past, last: int, memory: Memory) -> bool:
+    """Whether a row tells something new: a run above `last`, or the end of one known as active."""
     known = memory.get(job, str(row.id))
     if known is None:
-        return _has_run(row.status)
+        return row.id > last and _has_run(row.status)
     return known.state not in TERMINAL and _has_ended(row.status)
 
 

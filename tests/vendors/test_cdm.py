@@ -79,7 +79,8 @@ def submissions(*rows: object) -> Response:
 
 
 def listing(*rows: object, **more: object) -> Response:
-    return answer(json.dumps({"jobs": rows, "total": len(rows), "page_size": 100} | more))
+    size = max(100, len(rows))
+    return answer(json.dumps({"jobs": rows, "total": len(rows), "page_size": size} | more))
 
 
 def server(

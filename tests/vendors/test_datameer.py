@@ -410,14 +410,22 @@ def test_configurations_named_in_settings_are_not_discovered() -> None:
 
 
 def test_artifacts_are_listed_again_once_in_a_resync() -> None:
-    times = range(NOW, NOW + 1_800_000, 15_000)
-    asked = [
-        at
-        for at in times
-        if ARTIFACTS[0] in paths(VENDOR.start(OPTIONS, memory(now_ms=at, last_good_ms=at - 15_000)))
-    ]
-    assert len(asked) == 3
-    assert {later - sooner for sooner, later in pairwise(asked)} == {600_000}
+    marks: dict[str, str] = {}
+    asked: list[int] = []
+    for at in range(NOW, NOW + 1_800_000, 15_000):
+        now = memory(now_ms=at, last_good_ms=at - 15_000, marks=marks)
+        for request in VENDOR.start(OPTIONS, now):
+            if request.path in ARTIFACTS:
+                marks |= parse(request, [], now).marks
+                asked.append(at)
+    again = [at for at in asked if at != NOW]
+    assert again == [at for at in again[::3] for _ in ARTIFACTS]
+    assert {later - sooner for sooner, later in pairwise(again[::3])} == {600_000}
+
+
+def test_an_artifact_list_that_was_not_read_is_asked_for_again() -> None:
+    marks = {ARTIFACTS[0]: str(NOW - 15_000), ARTIFACTS[2]: str(NOW - 15_000)}
+    assert paths(VENDOR.start(OPTIONS, memory(marks=marks))) == [RUNNING, ARTIFACTS[1]]
 
 
 @pytest.mark.parametrize(("rate", "every_s"), [(100.0, 60), (0.125, 100)])
@@ -466,6 +474,7 @@ def test_discovered_configurations_get_names_and_their_histories_are_read_at_onc
         marks |= page.marks
     assert sorted(asked) == sorted([RUNNING, *ARTIFACTS, sweep(17), sweep(18), sweep(19)])
     assert marks == {
+        **dict.fromkeys(ARTIFACTS, str(NOW)),
         "17": "30",
         "18": "30",
         "19": "30",
@@ -477,12 +486,12 @@ def test_discovered_configurations_get_names_and_their_histories_are_read_at_onc
     assert seen.job == Job(id="17", name="load")
 
 
-@pytest.mark.parametrize(("status", "error"), [(403, Rejected), (404, Invalid), (500, Unreachable)])
-def test_an_artifact_list_that_is_refused_is_told_as_such(
-    status: int, error: type[VendorError]
-) -> None:
-    with pytest.raises(error):
-        VENDOR.parse(OPTIONS, Request(path=ARTIFACTS[0]), answer("", status), first_contact())
+@pytest.mark.parametrize("status", [403, 404])
+def test_an_artifact_list_that_is_not_for_us_is_let_be_for_a_while(status: int) -> None:
+    request = Request(path=ARTIFACTS[0])
+    page = VENDOR.parse(OPTIONS, request, answer("", status), first_contact())
+    assert page.marks == {ARTIFACTS[0]: str(NOW)}
+    assert page.notes == [f"/rest/import-job is not to be read: HTTP {status}"]
 
 
 def test_a_bad_artifact_is_set_aside() -> None:
@@ -492,7 +501,7 @@ def test_a_bad_artifact_is_set_aside() -> None:
         memory(),
     )
     assert [row.at for row in page.bad] == ["$[0].name", "$[1]"]
-    assert page.marks == {"18": UNREAD, "name:18": "good"}
+    assert page.marks == {ARTIFACTS[0]: str(NOW), "18": UNREAD, "name:18": "good"}
 
 
 # The list
@@ -667,6 +676,16 @@ def test_what_is_known_is_no_news_but_for_its_end() -> None:
     page = parse(history(), rows, memory(index, marks={"17": "29"}))
     assert [(row.run_id, row.state) for row in page.runs] == [("32", State.SUCCEEDED)]
     assert page.marks == {"17": "32"}
+
+
+@pytest.mark.parametrize("vanished", [False, True])
+def test_the_end_of_a_run_that_nobody_could_tell_of_is_news_below_the_mark(vanished: bool) -> None:
+    index = knowing(known("30"), known("31", state=State.FAILED))
+    (run,) = index.active()
+    index.put(Known(job=run.job, run_id="30", state=State.UNKNOWN, vanished=vanished), NOW)
+    page = parse(history(), past(31, 30, 29), memory(index, marks={"17": "31"}))
+    assert ids(page.runs) == ["30"]
+    assert page.marks == {"17": "31"}
 
 
 def test_a_history_is_read_back_to_the_mark() -> None:
@@ -853,7 +872,6 @@ def test_times_are_asked_for_where_only_the_history_told(
     ("response", "error", "message"),
     [
         (answer("", 401), Rejected, "HTTP 401"),
-        (answer("", 403), Rejected, "HTTP 403"),
         (answer("", 429, retry_after="7"), Limited, "HTTP 429"),
         (answer("", 503, retry_after="7"), Limited, "HTTP 503"),
         (answer("", 500), Unreachable, "HTTP 500"),
@@ -871,6 +889,12 @@ def test_no_answer_is_told_as_what_it_is(
 ) -> None:
     with pytest.raises(error, match=message):
         VENDOR.parse(OPTIONS, request_, response, memory())
+
+
+@pytest.mark.parametrize("request_", [LISTING, history(), details()])
+def test_a_refusal_is_told_as_one(request_: Request) -> None:
+    with pytest.raises(Rejected):
+        VENDOR.parse(OPTIONS, request_, answer("", 403), memory())
 
 
 @pytest.mark.parametrize(

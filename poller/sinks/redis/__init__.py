@@ -10,28 +10,24 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeAlias
-from urllib.parse import parse_qs, unquote, urlsplit
+from typing import Any, Final
 
-from redis.asyncio import Redis, RedisCluster, Sentinel
-from redis.asyncio.cluster import ClusterNode
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
-from poller.errors import SettingsError, SinkUnavailable
+from poller.errors import SinkUnavailable
 from poller.events import Recorded
 from poller.sinks import tls_context, trouble
+from poller.sinks.redis.address import Client, parse, tls_options
 
 SOURCES: Final = "poller:sources"
 
 CALL_EVENTS: Final = 200  # a script of 1,000 would keep Redis from others for 5 ms
 CALL_BYTES: Final = 1 << 20
-
-OLDEST: Final = (6, 2)  # XTRIM MINID; every Valkey calls itself Redis 7.2 or newer
 
 _NOWHERE: Final = -1
 
@@ -53,8 +49,6 @@ redis.call('HSET', KEYS[2], 'offset', ARGV[3])
 return tonumber(ARGV[3])
 """
 _SHA: Final = hashlib.sha1(_SCRIPT.encode(), usedforsecurity=False).hexdigest()
-
-_Client: TypeAlias = Redis | RedisCluster
 
 
 def stream_key(source: str) -> str:
@@ -100,15 +94,13 @@ class RedisSink:
         verify_tls: bool | Path = True,
         timeout_s: float = 4.0,
     ) -> None:
-        self._address = _parse(url)
+        self._address = parse(url)
         self._journal = journal
         self._retention_ms = int(retention_s * 1000)
         self._max_events = max_events
-        self._signing_in = {
+        self._options: dict[str, Any] = {
             "username": self._address.username or username,
             "password": self._address.password or password,
-        }
-        self._options: dict[str, Any] = {
             "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
             "retry": Retry(NoBackoff(), 0),  # the relay retries
@@ -116,12 +108,8 @@ class RedisSink:
             "driver_info": None,
         }
         if self._address.tls:
-            tls_context(verify_tls, "redis.verify_tls")  # the client builds its own, and too late
-            self._options["ssl"] = True
-            if verify_tls is False:
-                self._options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-            elif verify_tls is not True:
-                self._options["ssl_ca_certs"] = str(verify_tls)
+            tls_context(verify_tls, "redis.verify_tls")  # the client builds its own, but too late
+            self._options |= tls_options(verify_tls)
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[RedisConnection]:
@@ -132,8 +120,7 @@ class RedisSink:
         """
         async with AsyncExitStack() as stack:
             with _explained(self._address.where):
-                client = await self._open(stack)
-                _check(await client.info(), self._address)
+                client = await self._address.open(stack, self._options)
             yield RedisConnection(
                 client,
                 where=self._address.where,
@@ -142,31 +129,12 @@ class RedisSink:
                 max_events=self._max_events,
             )
 
-    async def _open(self, stack: AsyncExitStack) -> _Client:
-        address, options = self._address, self._options | self._signing_in
-        client: _Client
-        if address.topology == "cluster":
-            nodes = [ClusterNode(host, port) for host, port in address.nodes]
-            client = RedisCluster(startup_nodes=nodes, **options)
-        elif address.topology == "sentinel":
-            sentinel = Sentinel(address.nodes, sentinel_kwargs=self._options, **options)
-            stack.push_async_callback(_close, sentinel)
-            client = sentinel.master_for(address.service, db=address.db)
-        elif address.nodes:
-            [(host, port)] = address.nodes
-            client = Redis(host=host, port=port, db=address.db, **options)
-        else:
-            client = Redis(unix_socket_path=address.path, db=address.db, **options)
-        stack.push_async_callback(_close, client)
-        await client.initialize()
-        return client
-
 
 class RedisConnection:
     """An open way to Redis; what it remembers itself is the truth about what it has."""
 
     def __init__(
-        self, client: _Client, *, where: str, journal: str, retention_ms: int, max_events: int
+        self, client: Client, *, where: str, journal: str, retention_ms: int, max_events: int
     ) -> None:
         self._client = client
         self._where = where
@@ -319,82 +287,6 @@ class _Call:
         return len(self.entries) >= 2 * CALL_EVENTS or self.bytes >= CALL_BYTES
 
 
-class _Address(NamedTuple):
-    """What a Redis URL says.
-
-    Attributes:
-        topology: "" for one server, "sentinel" or "cluster".
-        nodes: host and port of each; none for a Unix socket.
-        path: of a Unix socket.
-        service: the name that Sentinels know the master by.
-    """
-
-    topology: str
-    tls: bool
-    nodes: tuple[tuple[str, int], ...] = ()
-    path: str = ""
-    service: str = ""
-    db: int = 0
-    username: str | None = None
-    password: str | None = None
-
-    @property
-    def where(self) -> str:
-        """For messages."""
-        return ",".join(f"{host}:{port}" for host, port in self.nodes) or self.path
-
-
-def _parse(url: str) -> _Address:
-    try:
-        parts = urlsplit(url)
-        kind, _, topology = parts.scheme.partition("+")
-        user, _, hosts = parts.netloc.rpartition("@")
-        username, _, password = user.partition(":")
-        service, _, db = parts.path.strip("/").rpartition("/")
-        if topology == "sentinel" and not service:
-            service, db = db, ""
-        if kind == "unix":
-            db = parse_qs(parts.query).get("db", [""])[0]
-        port = 26379 if topology == "sentinel" else 6379
-        return _Address(
-            topology,
-            tls=kind == "rediss",
-            nodes=tuple(_node(host, port) for host in hosts.split(",") if kind != "unix"),
-            path=parts.path,
-            service=service,
-            db=int(db or 0),
-            username=unquote(username) or None,
-            password=unquote(password) or None,
-        )
-    except ValueError:
-        # neither the message nor the cause may quote the URL: it may hold a password
-        raise SettingsError(["redis.url: not understood: is it …://host:port/database?"]) from None
-
-
-def _node(text: str, port: int) -> tuple[str, int]:
-    node = urlsplit(f"//{text}")
-    return node.hostname or "localhost", node.port or port
-
-
-async def _close(client: _Client | Sentinel) -> None:
-    with suppress(RedisError, OSError):
-        await client.aclose()
-
-
-def _check(info: Mapping[str, Any], address: _Address) -> None:
-    """Raise RedisError if this server will not do."""
-    version = str(info.get("redis_version", "0"))
-    mode, given = info.get("redis_mode"), address.topology
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
-        raise RedisError(f"version {version} is too old: it must be Redis 6.2, Valkey 7.2 or newer")
-    if mode == "sentinel":
-        raise RedisError("this is a Sentinel: write redis+sentinel://host:port/service/database")
-    if mode == "cluster" and given != "cluster":
-        raise RedisError("this is a Cluster: write redis+cluster://host:port,host:port")
-    if info.get("role") == "slave" and given == "":
-        raise RedisError("this is a read-only replica: write its master's address")
-
-
 @contextmanager
 def _explained(where: str, delivered: int = 0) -> Iterator[None]:
     """Turn what the client raises into one sentence."""
@@ -410,13 +302,14 @@ def _sentence(error: Exception) -> str:
         return known
     text = f"{getattr(error, 'status_code', None) or ''} {error}".strip()
     advice = next((advice for word, advice in _ADVICE.items() if word in text), None)
-    return f"{advice} ({text[:300]})" if advice else text[:300]
+    return f"{advice} ({text[:160]})" if advice else text[:160]
 
 
 _ADVICE: Final = {
     "closed by server": "is it a Redis, and does the port want TLS (rediss://)?",
     "Protocol error": "what answers there is no Redis: is the port right?",
     "No master found": "no Sentinel knows a working master of that name",
+    "SENTINEL": "what answers there is no Sentinel: write redis://…",
     "NOAUTH": "it wants redis.username and redis.password",
     "WRONGPASS": "it refuses redis.username or redis.password",
     "NOPERM": "allow the user what deploy/redis.acl lists",

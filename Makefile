@@ -1,0 +1,50 @@
+# The two commands for a new machine are `make demo` and `make test`; all they need is Python and make.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
+
+.DEFAULT_GOAL = help
+.PHONY: help demo test check format clean
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+demo: $(VENV)/demo ## five simulated vendors, the daemon, Redis and MQTT, until Ctrl-C
+	@exec $(BIN)/poller demo $(DEMO)
+
+test: $(VENV)/test ## every test, with coverage gates
+	PATH="$(abspath $(BIN)):$$PATH" scripts/test
+
+check: $(VENV)/check ## format, lint, types, layers, dependencies
+	PATH="$(abspath $(BIN)):$$PATH" scripts/check
+
+format: $(VENV)/check ## format and mend what can be mended
+	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+clean: ## remove the virtual environment and caches
+	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+
+$(VENV)/pip:
+	@echo "setting up $(VENV) ..."
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+		|| { echo "poller needs Python 3.11 or later: make PYTHON=python3.12 ..." >&2; exit 1; }
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade "pip>=25.1"
+	@touch $@
+
+$(VENV)/demo: pyproject.toml constraints.txt | $(VENV)/pip
+	@echo "installing poller and its demo brokers ..."
+	@$(PIP) --editable ".[demo,speed]"
+	@touch $@
+
+$(VENV)/test: pyproject.toml constraints.txt | $(VENV)/demo
+	@echo "installing what the tests need ..."
+	@$(PIP) --group test
+	@touch $@
+
+$(VENV)/check: pyproject.toml constraints.txt | $(VENV)/test
+	@echo "installing the checkers ..."
+	@$(PIP) --group check
+	@touch $@

@@ -1,0 +1,231 @@
+"""aiomqtt's connection with what it keeps to itself.
+
+aiomqtt drops the reason of an acknowledgement and the broker's terms, and where the connection has
+ended, its `publish` waits for the timeout. So messages go to its paho client directly, which costs
+half as much besides.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import ssl
+from contextlib import suppress
+from typing import Any, Final, NamedTuple
+
+import aiomqtt
+from aiomqtt import ProtocolVersion
+from paho.mqtt import client as paho
+from paho.mqtt.packettypes import PacketTypes
+from paho.mqtt.properties import Properties
+from paho.mqtt.reasoncodes import ReasonCode
+
+from poller.sinks import trouble
+
+_HANG_UP_S: Final = 1.0
+_NO_SUCH_VERSION: Final = 0x84
+_ADVICE: Final = {
+    _NO_SUCH_VERSION: "it does not speak this version of MQTT: see mqtt.protocol",
+    0x86: "it refuses mqtt.username or mqtt.password",
+    0x87: "allow the user what deploy/mosquitto.acl lists",
+    0x8E: "another client took over: does another poller have the same poller.instance?",
+}
+
+
+class Message(NamedTuple):
+    """A message for the event at this place of a batch, QoS 1."""
+
+    place: int
+    topic: str
+    body: bytes
+    retain: bool = False
+    properties: Properties | None = None
+
+
+class Link(aiomqtt.Client):
+    """A connection to a broker; every method may raise `MqttError`.
+
+    Args:
+        protocol: version of MQTT to speak.
+        options: further arguments of aiomqtt's client.
+
+    Attributes:
+        unacknowledged: message id → place of its event, in the order of sending.
+        refused: place → reason of its refusal.
+    """
+
+    def __init__(self, protocol: ProtocolVersion, options: dict[str, Any]) -> None:
+        super().__init__(protocol=protocol, **options)
+        self.unacknowledged: dict[int, int] = {}
+        self.refused: dict[int, ReasonCode] = {}
+        self._where = f"{options['hostname']}:{options['port']}"
+        self._is_5 = protocol is ProtocolVersion.V5
+        self._terms: Properties | None = None
+        self._changed = asyncio.Event()
+        self._over = asyncio.Event()
+        self._client.connect_timeout = self.timeout
+        self._client.disable_logger()  # whatever it would log comes as an error as well
+
+    async def open(self) -> None:
+        """Connect and sign in."""
+        opening = asyncio.create_task(self.__aenter__(), name="connect[mqtt]")
+        try:
+            await asyncio.shield(opening)
+        except BaseException:
+            # A thread connects, which cannot be cancelled, and aiomqtt leaves what it opened.
+            await self._hang_up()
+            await asyncio.wait([opening])
+            await self._hang_up()
+            raise
+        self._disconnected.add_done_callback(self._ended)
+
+    async def close(self) -> None:
+        """Disconnect in good order if the broker still listens, at once if it does not."""
+        with suppress(aiomqtt.MqttError):
+            await self.__aexit__(None, None, None)
+        await self._hang_up()
+
+    def term(self, name: str, otherwise: int) -> int:
+        """What the broker has set for this connection."""
+        value: int = getattr(self._terms, name, otherwise)
+        return value
+
+    def properties(self, **values: str | int) -> Properties | None:
+        """Properties for many messages; None before MQTT 5, which has none."""
+        return _Packed(values) if self._is_5 else None
+
+    def check(self) -> None:
+        """Raise if the connection has ended."""
+        if self._disconnected.done():
+            raise self._disconnected.exception() or aiomqtt.MqttError("it said goodbye")
+
+    def put(self, message: Message) -> None:
+        """Send a message, not waiting for anything."""
+        place, topic, body, retain, properties = message
+        info = self._client.publish(topic, body, 1, retain, properties)
+        if info.rc:
+            self.check()
+            raise aiomqtt.MqttCodeError(info.rc)
+        self.unacknowledged[info.mid] = place
+
+    async def news(self) -> None:
+        """Wait until something has been acknowledged."""
+        self._changed.clear()
+        self.check()
+        try:
+            async with asyncio.timeout(self.timeout):
+                await self._changed.wait()
+        except TimeoutError:
+            raise aiomqtt.MqttError("it acknowledges nothing: is it overloaded?") from None
+        self.check()
+        self._hurry()
+
+    def explain(self, error: Exception, otherwise: str) -> str:
+        """One sentence: what is wrong, and what to do; `otherwise` if the reason has no advice."""
+        code = code_of(error)
+        text = str(error) if code is None else f"{_ADVICE.get(code, otherwise)} ({error})"
+        return f"MQTT broker at {self._where}: {trouble(error) or text}"
+
+    def _hurry(self) -> None:
+        """Let the broker send further acknowledgements at once.
+
+        A broker without TCP_NODELAY holds them back until the kernel here has confirmed the first,
+        and the kernel takes 40 ms for that where nothing else is to be sent.
+        """
+        link = self._client.socket()
+        if isinstance(link, socket.socket) and hasattr(socket, "TCP_QUICKACK"):
+            link.setsockopt(socket.IPPROTO_TCP, socket.TCP_QUICKACK, 1)
+
+    async def _hang_up(self) -> None:
+        link = self._client.socket()
+        if isinstance(link, socket.socket):
+            with suppress(OSError, TimeoutError):
+                link.shutdown(socket.SHUT_RDWR)
+                async with asyncio.timeout(_HANG_UP_S):
+                    await self._over.wait()
+
+    def _ended(self, disconnected: asyncio.Future[None]) -> None:
+        self._changed.set()
+        if not disconnected.cancelled():
+            disconnected.exception()  # asyncio logs errors that nobody has looked at
+
+    def _on_connect(
+        self,
+        client: paho.Client,
+        userdata: object,
+        flags: paho.ConnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None = None,
+    ) -> None:
+        self._terms = properties
+        super()._on_connect(client, userdata, flags, reason_code, properties)
+
+    def _on_publish(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        mid: int,
+        reason_code: ReasonCode,
+        _properties: Properties,
+    ) -> None:
+        place = self.unacknowledged.pop(mid, None)
+        if place is not None and reason_code.is_failure:
+            self.refused.setdefault(place, reason_code)
+        self._changed.set()
+
+    def _on_disconnect(
+        self,
+        client: paho.Client,
+        userdata: object,
+        flags: paho.DisconnectFlags,
+        reason_code: ReasonCode,
+        properties: Properties | None = None,
+    ) -> None:
+        self._over.set()
+        if not self._connected.done():
+            self._connected.set_exception(_ClosedError())
+        super()._on_disconnect(client, userdata, flags, reason_code, properties)
+
+
+class TlsSocket(ssl.SSLSocket):
+    """Closes itself when its handshake fails; paho would leave it open."""
+
+    def do_handshake(self, block: bool = False) -> None:
+        """Do it or close."""
+        try:
+            super().do_handshake(block)
+        except BaseException:
+            self.close()
+            raise
+
+
+def code_of(error: Exception) -> int | None:
+    """MQTT 5's code for the reason of an error, if it has one."""
+    reason = getattr(error, "rc", None)
+    return reason.value if isinstance(reason, ReasonCode) else None
+
+
+def wants_older(error: Exception) -> bool:
+    """Whether a broker that does not know MQTT 5 may be behind this error of `open`."""
+    return isinstance(error, _ClosedError) or code_of(error) == _NO_SUCH_VERSION
+
+
+class _ClosedError(aiomqtt.MqttError):
+    """The broker closed the connection instead of answering."""
+
+    def __str__(self) -> str:
+        return "it closed the connection: is it an MQTT broker, does it want TLS (mqtts://)?"
+
+
+class _Packed(Properties):
+    """Properties of many messages; paho would pack them again for each."""
+
+    def __init__(self, values: dict[str, str | int]) -> None:
+        super().__init__(PacketTypes.PUBLISH)  # type: ignore[no-untyped-call]  # paho's have none
+        for name, value in values.items():
+            setattr(self, name, value)
+        vars(self)["packed"] = super().pack()  # type: ignore[no-untyped-call]  # likewise
+
+    def pack(self) -> bytes:
+        packed: bytes = vars(self)["packed"]
+        return packed
