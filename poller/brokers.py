@@ -16,13 +16,10 @@ from pathlib import Path
 
 from poller.errors import PollerError
 
-_START_S = 15.0
-_STOP_S = 5.0
 _LOOK_AGAIN_S = 0.02
 _PORTS_TRIED = 3
 _MQTT_CONNECT = b"\x10\x12\x00\x04MQTT\x04\x02\x00\x1e\x00\x06ready?"
 _MQTT_DISCONNECT = b"\xe0\x00"
-_MOSQUITTO_PATH = os.pathsep.join((os.environ.get("PATH", ""), "/usr/sbin", "/usr/local/sbin"))
 
 
 class Broker:
@@ -61,16 +58,16 @@ class Broker:
         running = self._process is not None and self._process.poll() is None
         return self._process.pid if self._process is not None and running else None
 
-    def start(self) -> None:
+    def start(self, within_s: float = 15.0) -> None:
         """Start it and wait until it answers.
 
         Raises:
             PollerError: it ended, or did not answer in time; the message has its last line.
         """
-        for _ in self.starting():
+        for _ in self.starting(within_s):
             time.sleep(_LOOK_AGAIN_S)
 
-    def starting(self) -> Iterator[None]:
+    def starting(self, within_s: float = 15.0) -> Iterator[None]:
         """The same as `start`, except that the caller does the waiting between two items.
 
         Raises:
@@ -80,7 +77,7 @@ class Broker:
         for _ in range(1 if given else _PORTS_TRIED):  # others may be quicker to take a free port
             port = given or free_port()
             self._spawn(port)
-            deadline = time.monotonic() + _START_S
+            deadline = time.monotonic() + within_s
             while self.pid is not None and time.monotonic() < deadline:
                 if _answers(self._scheme, port) and self.pid is not None:
                     self.port = port
@@ -92,12 +89,12 @@ class Broker:
             f"{self.name} does not start: {lines[-1] if lines else 'it says nothing'}"
         )
 
-    def stop(self) -> None:
+    def stop(self, within_s: float = 5.0) -> None:
         """Ask it to end, and end it if it does not; nothing happens if it does not run."""
         if self._process is not None:
             self._process.terminate()
             try:
-                self._process.wait(_STOP_S)
+                self._process.wait(within_s)
             except subprocess.TimeoutExpired:
                 self.kill()
 
@@ -177,7 +174,7 @@ def mqtt_broker(folder: Path, *, port: int | None = None) -> Broker:
     Raises:
         PollerError: there is none on this machine.
     """
-    if shutil.which("mosquitto", path=_MOSQUITTO_PATH) is None and _has_amqtt():
+    if _mosquitto() is None and _has_amqtt():
         return amqtt(folder, port=port)
     return mosquitto(folder, port=port)
 
@@ -198,7 +195,7 @@ def mosquitto(
     Raises:
         PollerError: there is none on this machine.
     """
-    program = shutil.which("mosquitto", path=_MOSQUITTO_PATH)
+    program = _mosquitto()
     if program is None:
         raise PollerError(
             "no MQTT broker: install mosquitto, or `pip install 'job-poller[demo]'` for amqtt"
@@ -246,6 +243,10 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def _mosquitto() -> str | None:
+    return shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin:/usr/local/sbin")
 
 
 def _has_amqtt() -> bool:

@@ -111,7 +111,7 @@ async def run(*, seconds: float | None, seed: int, colours: Mapping[str, str]) -
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="poller-demo-")))
         redis = await stack.enter_async_context(brokers.running(brokers.redis_server(folder)))
         mqtt = await stack.enter_async_context(brokers.running(brokers.mqtt_broker(folder)))
-        urls = {name: await _simulated(stack, name, seed) for name in BUILT_IN}
+        urls = {name: await _simulated(stack, name, seed + i) for i, name in enumerate(BUILT_IN)}
         log = stack.enter_context((folder / "poller.log").open("w", encoding="utf-8"))
         telemetry.configure_logs(log)
         config = folder / "settings.toml"

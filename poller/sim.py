@@ -72,7 +72,7 @@ async def serve(
     Raises:
         PollerError: the port is taken.
     """
-    trouble = _Trouble(faults or {}, Random(seed))  # noqa: S311 - faults that can be replayed
+    trouble = _Trouble({} if faults is None else faults, Random(seed))  # noqa: S311 - faults that can be replayed
 
     async def answer(incoming: web.Request) -> web.StreamResponse:
         world.advance(now_ms())

@@ -13,7 +13,7 @@ of the vendor's SDK, huaweicloudsdkdgc 3.1.219.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Generic, Literal, TypeAlias, TypeVar
 from urllib.parse import quote, unquote
 
@@ -547,16 +547,22 @@ def _fault(response: Response) -> tuple[str, str]:
 
 
 def _render(world: World, request: Request) -> Response:
-    query = dict(request.query)
+    try:
+        return _answer(world, request.path, dict(request.query))
+    except ValueError:
+        return _render_fault(_BAD_PARAMETER, "The request parameter is invalid.")
+
+
+def _answer(world: World, path: str, query: dict[str, str]) -> Response:
     defined = {job.name: job.kind.name for job in world.definitions}
-    match [unquote(part) for part in request.path.split("/")]:
+    match [unquote(part) for part in path.split("/")]:
         case ["", "v1", _, "jobs"]:
             return _render_jobs(world, query)
         case ["", "v1", _, "jobs", "instances", "detail"]:
             return _render_instances(world, query)
         case ["", "v1", _, "jobs", name, "status"] if defined.get(name) == _REAL_TIME:
             return _render_status(world, name)
-        case ["", "v1", _, "jobs", name, "instances", number] if name in defined:
+        case ["", "v1", _, "jobs", name, "instances", number] if defined.get(name) == _BATCH:
             return _render_details(world, name, number)
         case ["", "v1", _, "jobs", _, "status"] | ["", "v1", _, "jobs", _, "instances", _]:
             return _render_fault(_NO_JOB, "The job does not exists.")
@@ -568,16 +574,16 @@ def _render_jobs(world: World, query: dict[str, str]) -> Response:
     kind, part = query.get("jobType", "BATCH").lower(), query.get("jobName", "")
     last = {run.definition.number: run for run in world.of(kind)}
     jobs = [job for job in world.definitions if job.kind.name == kind and part in job.name]
-    return _render_page(
-        "jobs", jobs, _JOBS_LIMIT, query, lambda job: _job(job, last.get(job.number))
-    )
+    shown = [_job(job, last.get(job.number)) for job in _page_of(jobs, query, _JOBS_LIMIT)]
+    return _json({"total": len(jobs), "jobs": shown})
 
 
 def _render_instances(world: World, query: dict[str, str]) -> Response:
+    """Newest plan first; without bounds what was planned since midnight."""
     low = int(query.get("minPlanTime", world.now_ms - world.now_ms % _DAY))
     high = int(query.get("maxPlanTime", world.now_ms))
     if high - low > _REACH:
-        return _render_fault(_BAD_PARAMETER, "The request parameter is invalid.")
+        raise ValueError("too long a window")
     part, exact = query.get("jobName", ""), "preciseQuery" in query
     runs = [
         run
@@ -585,35 +591,28 @@ def _render_instances(world: World, query: dict[str, str]) -> Response:
         if low <= run.created_ms <= high and part in run.definition.name
         if not exact or part == run.definition.name
     ]
-    return _render_page("instances", runs, _INSTANCES_LIMIT, query, _instance)
+    shown = [_instance(run) for run in _page_of(runs, query, _INSTANCES_LIMIT)]
+    return _json({"total": len(runs), "instances": shown})
 
 
-def _render_page(
-    key: str,
-    items: Sequence[R],
-    most: int,
-    query: dict[str, str],
-    show: Callable[[R], dict[str, Any]],
-) -> Response:
+def _page_of(rows: Sequence[R], query: dict[str, str], most: int) -> Sequence[R]:
+    """One page; `offset` counts pages."""
     offset, limit = int(query.get("offset", 0)), int(query.get("limit", 10))
     if offset < 0 or not 1 <= limit <= most:
-        return _render_fault(_BAD_PARAMETER, "The request parameter is invalid.")
-    part = items[offset * limit : (offset + 1) * limit]
-    return _json({"total": len(items), key: [show(item) for item in part]})
+        raise ValueError("no such page")
+    return rows[offset * limit : (offset + 1) * limit]
 
 
 def _job(job: Definition, last: SimRun | None) -> dict[str, Any]:
-    row = {"name": job.name, "jobType": job.kind.name.upper(), "owner": job.owner}
+    row: dict[str, Any] = {"name": job.name, "jobType": job.kind.name.upper(), "owner": job.owner}
     row["path"] = f"/{job.group}"
     if job.kind.name == _REAL_TIME:
         return row | (_times(last, "startTime") if last else {"status": "STOPPED"})
-    if last is None:
-        return row | {"status": "STOPPED"}
-    last_instance = {
-        "lastInstanceStatus": _word(last),
-        "lastInstanceEndTime": last.now.ended_ms,
-    }
-    return row | {"status": "SCHEDULING"} | last_instance
+    row["status"] = "SCHEDULING"
+    if last is not None:
+        row["lastInstanceStatus"] = _word(last)
+        row["lastInstanceEndTime"] = last.now.ended_ms
+    return row
 
 
 def _word(run: SimRun) -> str:

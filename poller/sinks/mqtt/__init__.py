@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 import socket
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -22,7 +22,7 @@ from aiomqtt import ProtocolVersion
 from poller.errors import EventRejected, SettingsError, SinkUnavailable
 from poller.events import JOB_TYPE, Recorded
 from poller.sinks import tls_context
-from poller.sinks.mqtt.link import Link, Message, TlsSocket, code_of, wants_older
+from poller.sinks.mqtt.link import Link, Message, TlsSocket, code_of, wants_another_version
 
 WINDOW: Final = 50
 KEEPALIVE_S: Final = 15
@@ -32,7 +32,7 @@ _MAX_TOPIC_BYTES: Final = 65_535
 _MAX_HEAD_BYTES: Final = 128  # of a PUBLISH packet, without its topic
 _MAX_EXPIRY_S: Final = 2**32 - 1
 _GOODBYE_S: Final = 1.0
-_VERSIONS: Final = {
+_VERSIONS: Final[Mapping[str, tuple[ProtocolVersion, ...]]] = {
     "auto": (ProtocolVersion.V5, ProtocolVersion.V311),
     "5": (ProtocolVersion.V5,),
     "3.1.1": (ProtocolVersion.V311,),
@@ -135,15 +135,17 @@ class MqttSink:
             await link.close()
 
     async def _open(self, versions: Sequence[ProtocolVersion]) -> Link:
-        version, *older = versions
+        version, *others = versions
         link = Link(version, self._options)
         try:
             await link.open()
         except (aiomqtt.MqttError, UnicodeError) as error:
-            if older and wants_older(error):
-                return await self._open(older)
+            if others and wants_another_version(error):
+                return await self._open(others)
             sentence = link.explain(error, "it refuses the connection")
             raise SinkUnavailable(sentence) from error
+        # first next time: some brokers answer what they do not know after a timeout only
+        self._versions = (version, *(other for other in self._versions if other is not version))
         return link
 
 

@@ -71,11 +71,14 @@ class Link(aiomqtt.Client):
         opening = asyncio.create_task(self.__aenter__(), name="connect[mqtt]")
         try:
             await asyncio.shield(opening)
-        except BaseException:
+        except BaseException as error:
+            unanswered = self._client.socket() is not None
             # A thread connects, which cannot be cancelled, and aiomqtt leaves what it opened.
             await self._hang_up()
             await asyncio.wait([opening])
             await self._hang_up()
+            if unanswered and isinstance(error, aiomqtt.MqttError):
+                raise NoAnswerError("it does not answer") from error
             raise
         self._disconnected.add_done_callback(self._ended)
 
@@ -123,8 +126,13 @@ class Link(aiomqtt.Client):
     def explain(self, error: Exception, otherwise: str) -> str:
         """One sentence: what is wrong, and what to do; `otherwise` if the reason has no advice."""
         code = code_of(error)
-        text = str(error) if code is None else f"{_ADVICE.get(code, otherwise)} ({error})"
-        return f"MQTT broker at {self._where}: {trouble(error) or text}"
+        if isinstance(error, NoAnswerError):
+            text = f"{error}: is it an MQTT broker, and is TLS (mqtts://) wanted or not?"
+        elif code is None:
+            text = trouble(error) or str(error)
+        else:
+            text = f"{_ADVICE.get(code, otherwise)} ({error})"
+        return f"MQTT broker at {self._where}: {text}"
 
     def _hurry(self) -> None:
         """Let the broker send further acknowledgements at once.
@@ -183,7 +191,7 @@ class Link(aiomqtt.Client):
     ) -> None:
         self._over.set()
         if not self._connected.done():
-            self._connected.set_exception(_ClosedError())
+            self._connected.set_exception(NoAnswerError("it closed the connection"))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
 
 
@@ -199,22 +207,19 @@ class TlsSocket(ssl.SSLSocket):
             raise
 
 
+class NoAnswerError(aiomqtt.MqttError):
+    """The broker, if it is one, did not answer the request to connect."""
+
+
 def code_of(error: Exception) -> int | None:
     """MQTT 5's code for the reason of an error, if it has one."""
     reason = getattr(error, "rc", None)
     return reason.value if isinstance(reason, ReasonCode) else None
 
 
-def wants_older(error: Exception) -> bool:
-    """Whether a broker that does not know MQTT 5 may be behind this error of `open`."""
-    return isinstance(error, _ClosedError) or code_of(error) == _NO_SUCH_VERSION
-
-
-class _ClosedError(aiomqtt.MqttError):
-    """The broker closed the connection instead of answering."""
-
-    def __str__(self) -> str:
-        return "it closed the connection: is it an MQTT broker, does it want TLS (mqtts://)?"
+def wants_another_version(error: Exception) -> bool:
+    """Whether a broker that does not know this version of MQTT may be behind an error of `open`."""
+    return isinstance(error, NoAnswerError) or code_of(error) == _NO_SUCH_VERSION
 
 
 class _Packed(Properties):

@@ -118,9 +118,7 @@ class RedisSink:
         Raises:
             SinkUnavailable: it is away, refuses, is too old, or is something else.
         """
-        async with AsyncExitStack() as stack:
-            with _explained(self._address.where):
-                client = await self._address.open(stack, self._options)
+        async with self.client() as client:
             yield RedisConnection(
                 client,
                 where=self._address.where,
@@ -128,6 +126,18 @@ class RedisSink:
                 retention_ms=self._retention_ms,
                 max_events=self._max_events,
             )
+
+    @asynccontextmanager
+    async def client(self) -> AsyncIterator[Client]:
+        """The connected client itself, for reading streams; its errors are redis-py's own.
+
+        Raises:
+            SinkUnavailable: as `connect`.
+        """
+        async with AsyncExitStack() as stack:
+            with _explained(self._address.where):
+                client = await self._address.open(stack, self._options)
+            yield client
 
 
 class RedisConnection:
