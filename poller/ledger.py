@@ -12,6 +12,7 @@ import structlog
 from poller.diff import Observation, diff, vanish
 from poller.errors import Rejected, VendorError
 from poller.events import (
+    Draft,
     SourceData,
     Transition,
     encode,
@@ -19,8 +20,8 @@ from poller.events import (
     rfc3339,
     source_event,
 )
-from poller.journal import Commit, Condition, Draft, Journal
-from poller.known import Index, Known, Memory, key_of
+from poller.journal import Journal
+from poller.known import Commit, Condition, Index, Known, Memory, key_of
 from poller.runs import Ms, Seen, State
 from poller.telemetry import Metrics
 
@@ -146,15 +147,24 @@ class Ledger:
         for run in runs:
             self.index.shown(run, at_ms)
 
-    async def vanished(self, run: Known, at_ms: Ms) -> None:
-        """Nobody can tell what became of this run."""
-        sighting = self.sighting(at_ms)
+    async def vanished(self, run: Known, sighting: Sighting) -> None:
+        """Nobody can tell what became of this run.
+
+        Raises:
+            JournalError: nothing was written.
+        """
         transitions, then = vanish(run, self._observation(sighting))
-        self._put(then, at_ms)
+        self._put(then, sighting.at_ms)
         await self._commit(runs=[then], events=self._drafts(transitions, sighting))
 
+    def set_back(self, now_ms: Ms) -> None:
+        """Our clock was set back: what has been shown until now was shown before now."""
+        for scope in self.index.watched.values():
+            for key, at_ms in scope.items():
+                scope[key] = min(at_ms, now_ms - 1)
+
     def note(self, marks: Mapping[str, str]) -> None:
-        """Take a vendor's marks; `save` writes them."""
+        """Take a vendor's marks; `save_marks` writes them."""
         for name, value in marks.items():
             if self.marks.get(name, "") != value:
                 self._unsaved_marks[name] = value
@@ -164,7 +174,11 @@ class Ledger:
                 self.marks.pop(name, None)
 
     async def good(self, began_ms: Ms, at_ms: Ms, *, contact_done: bool) -> None:
-        """A poll that began then has read all listings."""
+        """A poll that began then has read all listings.
+
+        Raises:
+            JournalError: it could not be written.
+        """
         before = self.condition
         events: list[Draft] = []
         if before.up is False:
@@ -182,11 +196,15 @@ class Ledger:
         metrics.source_up.labels(self.source).set(1)
         metrics.last_success.labels(self.source).set(began_ms / 1000)
         due = began_ms - self._saved_ms >= _CONDITION_EVERY_MS
-        if events or due or not before.contact_done or before.up is not True:
+        if events or due or before.failures or not before.contact_done or before.up is not True:
             await self._commit(events=events)
 
     async def failed(self, error: VendorError, at_ms: Ms) -> None:
-        """A poll failed; tells when the source is given up as blind."""
+        """A poll failed; tells when the source is given up as blind.
+
+        Raises:
+            JournalError: it could not be written.
+        """
         before = self.condition
         failures = before.failures + 1
         since_ms = before.since_ms if before.failures else at_ms
@@ -203,15 +221,15 @@ class Ledger:
         await self._commit(events=events)
 
     async def save(self) -> None:
-        """Write the condition, and the vendor's marks."""
-        marks, self._unsaved_marks = self._unsaved_marks, {}
-        if marks or self._saved_ms != (self.condition.last_good_ms or 0):
-            await self._commit(marks=marks)
+        """Write the condition; not the marks, which may stand for rows that are not told yet."""
+        if self._saved_ms != (self.condition.last_good_ms or 0):
+            await self._commit()
 
     async def save_marks(self) -> None:
         """Write the vendor's marks, if there are new ones; all that they stand for must be told."""
-        if self._unsaved_marks:
-            await self.save()
+        marks, self._unsaved_marks = self._unsaved_marks, {}
+        if marks:
+            await self._commit(marks=marks)
 
     async def prune(self, now_ms: Ms) -> None:
         """Forget finished runs past retention, in small steps."""
@@ -219,14 +237,13 @@ class Ledger:
         old = [
             run
             for run in self.index.runs.values()
-            if run.changed_ms < horizon_ms and not run.watched
+            if not run.watched and _newest_ms(run) < horizon_ms
         ]
         for start in range(0, len(old), _PRUNE_AT_ONCE):
             step = old[start : start + _PRUNE_AT_ONCE]
             await self._commit(dropped=[(run.job.id, run.run_id) for run in step])
             for run in step:
-                self._states[run.state] -= 1
-                self.index.drop(run.key)
+                self._drop(run)
 
     def count_states(self) -> None:
         """Bring the metric of known runs by state up to date."""
@@ -244,10 +261,11 @@ class Ledger:
     def _renamed(self, job_id: str, provisional_id: str, run_id: str) -> bool:
         """Give a provisional run its real id in the index; whether there was one."""
         key = key_of(job_id, provisional_id)
-        if key not in self.index.runs:
+        provisional = self.index.runs.get(key)
+        if provisional is None:
             return False
         if key_of(job_id, run_id) in self.index.runs:
-            self.index.drop(key)
+            self._drop(provisional)
         else:
             self.index.rename(job_id, provisional_id, run_id)
         return True
@@ -259,6 +277,10 @@ class Ledger:
             if old is not None:
                 self._states[old.state] -= 1
         self.index.put(run, at_ms)
+
+    def _drop(self, run: Known) -> None:
+        self._states[run.state] -= 1
+        self.index.drop(run.key)
 
     def _drafts(self, transitions: Iterable[Transition], sighting: Sighting) -> list[Draft]:
         drafts = []
@@ -326,6 +348,14 @@ class Ledger:
         if word not in self._unmapped and len(self._unmapped) < 100:
             self._unmapped.add(word)
             log.warning("state.unmapped", source=self.source, word=word[:100], run=seen.run_id)
+
+
+def _newest_ms(run: Known) -> Ms:
+    """When the run last changed, by our clock or the vendor's, whichever is later.
+
+    So what is forgotten is old by its own timestamps too, and no news if it is shown again.
+    """
+    return max(run.changed_ms, run.ended_ms or run.started_ms or run.queued_ms or 0)
 
 
 async def open_ledger(

@@ -17,6 +17,7 @@ E = TypeVar("E")
 R = TypeVar("R")
 
 _LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+_REPAIRABLE = re.compile(rb"[:\[,]\s*-?(?:NaN|Infinity)\b|\\u[dD][89a-fA-F]")
 
 
 def decode(body: bytes, shape: type[R]) -> R:
@@ -67,8 +68,6 @@ class Table(Generic[E, R]):
     ) -> None:
         self._envelope = msgspec.json.Decoder(envelope)
         self._loose = msgspec.json.Decoder(loose)
-        self._loose_type = loose
-        self._row_type = row
         self._row = msgspec.json.Decoder(row)
         self._rows = rows
         self._at = at
@@ -83,34 +82,36 @@ class Table(Generic[E, R]):
         """
         try:
             envelope = self._envelope.decode(body)
-        except msgspec.ValidationError:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._salvage(body)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            return self._salvage(_without_nan(body, error))
         return envelope, self._rows(envelope), []
 
     def _salvage(self, body: bytes) -> tuple[E, list[R], list[tuple[str, str]]]:
-        envelope = _decode(body, self._loose)
+        try:
+            envelope = _decode(body, self._loose)
+        except Invalid as invalid:
+            envelope = _decode(_repaired(body, invalid), self._loose)
         good: list[R] = []
         bad: list[tuple[str, str]] = []
         for number, raw in enumerate(self._rows(envelope)):
             try:
                 good.append(self._row.decode(raw))
-            except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+            except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
                 place, _, rest = str(error).rpartition(" - at `$")
                 why, at = (place, rest.rstrip("`")) if place else (str(error), "")
                 bad.append((f"{self._at}[{number}]{at}", why))
         return envelope, good, bad
 
 
-def _without_nan(body: bytes, error: Exception) -> bytes:
-    """The same document with NaN and Infinity as null, for servers that write them unquoted."""
-    if not re.search(rb"[:\[,]\s*-?(NaN|Infinity)\b", body):
-        raise _not_json(body, error) from error
+def _repaired(body: bytes, invalid: Invalid) -> bytes:
+    """The document without what lax servers write: NaN becomes null, half a surrogate pair `?`."""
+    if not _REPAIRABLE.search(body):
+        raise invalid
     try:
-        return json.dumps(json.loads(body, parse_constant=lambda _: None)).encode()
-    except (ValueError, RecursionError) as again:
-        raise _not_json(body, again) from again
+        document = json.loads(body, parse_constant=lambda _: None)
+        return json.dumps(document, ensure_ascii=False).encode("utf-8", "replace")
+    except (ValueError, RecursionError):
+        raise invalid from None
 
 
 def epoch_ms(value: object) -> Ms | None:
@@ -118,12 +119,10 @@ def epoch_ms(value: object) -> Ms | None:
 
     0, negative numbers, empty strings, and instants past the year 9999 are unset.
     """
-    if isinstance(value, bool) or value is None:
+    if isinstance(value, bool):
         return None
-    if isinstance(value, int):
-        return value if 0 < value <= _LAST_MS else None
-    if isinstance(value, float):
-        return int(value) if 0 < value <= _LAST_MS else None
+    if isinstance(value, int | float):
+        return int(value) if 1 <= value <= _LAST_MS else None
     if isinstance(value, str):
         text = value.strip()
         if text.isascii() and text.isdigit():
@@ -144,15 +143,15 @@ def iso_ms(text: str | None) -> Ms | None:
 
 
 def instant_ms(instant: datetime.datetime) -> Ms | None:
-    """A datetime (without zone: UTC) in epoch milliseconds, cut not rounded; None before 1970."""
+    """A datetime (without zone: UTC) in epoch milliseconds, cut not rounded.
+
+    None up to 1970 and past the year 9999.
+    """
     if instant.tzinfo is None:
         instant = instant.replace(tzinfo=datetime.UTC)
-    try:
-        since = instant - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
-    except OverflowError:
-        return None
+    since = instant - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
     ms = since // datetime.timedelta(milliseconds=1)
-    return ms if ms > 0 else None
+    return ms if 0 < ms <= _LAST_MS else None
 
 
 def text_of(value: object) -> str | None:

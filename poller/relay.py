@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
 
 import structlog
 
 from poller.errors import EventRejected, SinkUnavailable
+from poller.events import Recorded
 from poller.journal import Journal
 from poller.runs import Ms
 from poller.sinks import Connection, Sink
@@ -27,7 +28,7 @@ class Relay:
     """What takes the journal's events to one sink.
 
     Attributes:
-        cursor: everything up to this offset is delivered; None until the first connection.
+        cursor: everything up to this offset is delivered, as far as we know.
         trouble: why nothing is delivered at present, or None.
         alive_s: when the broker last answered, by the loop's clock.
     """
@@ -42,9 +43,10 @@ class Relay:
         random: Random,
     ) -> None:
         self.name = sink.name
-        self.cursor: int | None = None
+        self.cursor = 0
         self.trouble: str | None = "not connected yet"
         self.alive_s = 0.0
+        self._failures = 0
         self._moved = asyncio.Event()
         self._sink = sink
         self._journal = journal
@@ -58,40 +60,32 @@ class Relay:
         Raises:
             JournalError: the cursor could not be written.
         """
-        failures = 0
+        self._at(await self._journal.cursor(self.name))
         while True:
             try:
                 async with self._sink.connect() as connection:
-                    cursor = await self._resume(connection)
-                    failures = 0
-                    self._recovered()
-                    await self._deliver(connection, cursor)
+                    self._at(await self._resume(connection))
+                    await self._deliver(connection)
             except SinkUnavailable as error:
-                failures += 1
                 self._failed(str(error))
-            cap_s = min(_BACKOFF_CAP_S, 0.1 * 2.0 ** min(failures, 16))
+            cap_s = min(_BACKOFF_CAP_S, 0.1 * 2.0 ** min(self._failures, 16))
             await asyncio.sleep(self._random.uniform(0.05, cap_s))
 
     async def drained(self) -> None:
         """Wait until all that the journal holds is delivered."""
-        while self.cursor is None or self.cursor < self._journal.last_offset:
+        while self.cursor < self._journal.last_offset:
             await self._moved.wait()
 
     async def lag(self) -> tuple[int, float]:
         """How many events are not delivered yet, and the age of the oldest in seconds."""
-        cursor = self.cursor if self.cursor is not None else await self._journal.cursor(self.name)
-        if cursor >= self._journal.last_offset:
-            return 0, 0.0
-        oldest_ms = await self._journal.next_ms(cursor)
-        age_s = max(0.0, (self._now_ms() - oldest_ms) / 1000) if oldest_ms else 0.0
-        return await self._journal.count(cursor), age_s
+        lags = (await self.lag_by_source()).values()
+        return sum(count for count, _ in lags), max((age_s for _, age_s in lags), default=0.0)
 
     async def lag_by_source(self) -> Mapping[str, tuple[int, float]]:
         """The same for each source that lags."""
-        cursor = self.cursor if self.cursor is not None else await self._journal.cursor(self.name)
-        if cursor >= self._journal.last_offset:
+        if self.cursor >= self._journal.last_offset:
             return {}
-        lags = await self._journal.count_by_source(cursor)
+        lags = await self._journal.count_by_source(self.cursor)
         now_ms = self._now_ms()
         return {
             source: (count, max(0.0, (now_ms - oldest_ms) / 1000))
@@ -100,11 +94,12 @@ class Relay:
 
     async def _resume(self, connection: Connection) -> int:
         """The offset to go on from: what the broker remembers, else what the journal does."""
+        # Taken first: what is committed while we ask must not be passed over.
+        cursor = self._journal.last_offset
         last_offsets = await self._journal.last_offsets()
         remembered = await connection.cursors(list(last_offsets))
         if remembered is None:
             return await self._journal.cursor(self.name)
-        cursor = self._journal.last_offset
         for source, last in last_offsets.items():
             delivered = remembered.get(source, 0)
             if delivered < last:
@@ -112,27 +107,32 @@ class Relay:
                 cursor = cursor if first is None else min(cursor, first - 1)
         return cursor
 
-    async def _deliver(self, connection: Connection, cursor: int) -> None:
-        self._at(cursor)
+    async def _deliver(self, connection: Connection) -> None:
         while True:
-            batch = await self._journal.read(self.cursor or 0, _BATCH)
+            batch = await self._journal.read(self.cursor, _BATCH)
+            if batch:
+                await self._send(connection, batch)
+            self._recovered()
             if not batch:
                 await self._wait(connection)
-                continue
-            try:
-                delivered = await connection.send(batch)
-            except EventRejected as error:
-                event = batch[error.delivered]
-                await self._journal.bury(self.name, event, str(error))
-                log.warning(
-                    "event.rejected", sink=self.name, offset=event.offset, reason=str(error)
-                )
-                delivered = error.delivered + 1
-            except SinkUnavailable as error:
-                if error.delivered:
-                    await self._move(batch[error.delivered - 1].offset)
-                raise
-            await self._move(batch[delivered - 1].offset)
+
+    async def _send(self, connection: Connection, batch: Sequence[Recorded]) -> None:
+        """Hand over a batch, or its start; the cursor moves behind what is delivered or buried."""
+        try:
+            await connection.send(batch)
+        except EventRejected as error:
+            event, reason = batch[error.delivered], str(error)
+            await self._journal.bury(self.name, event, reason)
+            log.warning("event.rejected", sink=self.name, offset=event.offset, reason=reason)
+            self._metrics.relay_failures.labels(self.name).inc()
+            await self._move(event.offset)
+        except SinkUnavailable as error:
+            if error.delivered:
+                self._failures = 0
+                await self._move(batch[error.delivered - 1].offset)
+            raise
+        else:
+            await self._move(batch[-1].offset)
 
     async def _move(self, offset: int) -> None:
         await self._journal.advance(self.name, offset)
@@ -148,12 +148,13 @@ class Relay:
         """Wait for the next event; the broker is asked for a sign of life meanwhile."""
         with suppress(TimeoutError):
             async with asyncio.timeout(_PING_S):
-                await self._journal.grown(self.cursor or 0)
+                await self._journal.grown(self.cursor)
                 return
         await connection.send([])
         self.alive_s = asyncio.get_running_loop().time()
 
     def _failed(self, trouble: str) -> None:
+        self._failures += 1
         self._metrics.relay_failures.labels(self.name).inc()
         if self.trouble != trouble:
             log.warning("relay.failed", sink=self.name, message=trouble)
@@ -163,3 +164,4 @@ class Relay:
         if self.trouble is not None:
             log.info("relay.connected", sink=self.name)
         self.trouble = None
+        self._failures = 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
 
@@ -36,7 +37,7 @@ class Pace:
 
         Args:
             error: what went wrong.
-            failures: failed polls in a row, this one included.
+            failures: failed polls in a row, this one included; for refused credentials, refusals.
             random: for full jitter over the part that grows, so that sources do not march in step.
         """
         doublings = min(failures, 32)
@@ -70,3 +71,11 @@ class Bucket:
         self._at_s = now_s
         self._tokens -= 1.0
         return max(0.0, -self._tokens / self.rate_per_s)
+
+
+def delays_s(spread: Sequence[bool], interval_s: float) -> list[float]:
+    """How many seconds each question waits: those to be spread fill the interval evenly."""
+    gap_s = interval_s / max(1, sum(spread))
+    return [
+        gap_s * sum(spread[:place]) if is_spread else 0.0 for place, is_spread in enumerate(spread)
+    ]

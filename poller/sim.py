@@ -87,13 +87,20 @@ async def serve(
 
     app = web.Application()
     app.router.add_route("*", "/{path:.*}", answer)
-    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=0.1)
+    runner = web.AppRunner(
+        app,
+        access_log=None,
+        handle_signals=False,
+        shutdown_timeout=0.1,
+        handler_cancellation=True,  # nobody waits any more for an answer that hangs
+    )
     await runner.setup()
     try:
         try:
             await web.TCPSite(runner, "127.0.0.1", port).start()
         except OSError as error:
-            raise PollerError(f"port {port} cannot be used: {error.strerror}") from error
+            why = str(error.strerror).rpartition(": ")[2]
+            raise PollerError(f"port {port} cannot be used: {why}") from error
         yield f"http://127.0.0.1:{runner.addresses[0][1]}"
     finally:
         await runner.cleanup()

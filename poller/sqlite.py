@@ -1,4 +1,8 @@
-"""One SQLite file, written by one thread: what waits together shares a transaction and an fsync."""
+"""One SQLite file. One thread writes it: what waits together shares a transaction and an fsync.
+
+Another reads it: neither a long write nor a stuck name server, of which the loop's own threads
+may be full, holds reading up.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +13,8 @@ import os
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,18 +38,16 @@ class Writer:
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
 
-    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+    def run(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         """Do this inside the next transaction; gives its result once that is on disk.
 
-        A cancelled caller does not undo it.
-
-        Raises:
-            JournalError: nothing of it was written.
+        Cancelling does not undo it. The future fails, with a JournalError unless `work` has a bug,
+        if nothing of the transaction was written.
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
         self._steps.put(_Step(work, loop, done))
-        return await done
+        return done
 
     def check(self) -> None:
         """Whether the last transaction was written.
@@ -77,10 +80,10 @@ class Writer:
                 self._db.execute("BEGIN IMMEDIATE")
                 results = [step.work(self._db) for step in steps]
                 self._db.execute("COMMIT")
-        except JournalError as error:
+        except Exception as error:  # noqa: BLE001 - a bug, too, must end whoever waits, not the thread
             with contextlib.suppress(sqlite3.Error):
                 self._db.execute("ROLLBACK")
-            self._failed = str(error)
+            self._failed = str(error) or repr(error)
             for step in steps:
                 step.answer(error=error)
         else:
@@ -95,17 +98,40 @@ class _Step:
     loop: asyncio.AbstractEventLoop
     done: asyncio.Future[Any]
 
-    def answer(self, *, result: object = None, error: JournalError | None = None) -> None:
+    def answer(self, *, result: object = None, error: Exception | None = None) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits any more
             self.loop.call_soon_threadsafe(self._settle, result, error)
 
-    def _settle(self, result: object, error: JournalError | None) -> None:
+    def _settle(self, result: object, error: Exception | None) -> None:
         if self.done.done():
             return
         if error is None:
             self.done.set_result(result)
         else:
             self.done.set_exception(error)
+
+
+class Reader:
+    """A connection that only reads, and its thread."""
+
+    def __init__(self, path: Path, db: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self._path = path
+        self._db = db
+        self._thread = thread
+
+    async def rows(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
+        """All rows of a query.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._thread, self.rows_now, sql, values)
+
+    def rows_now(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
+        """The same, for who can wait; not while others read."""
+        with translated(self._path):
+            return self._db.execute(sql, values).fetchall()
 
 
 @contextlib.contextmanager
@@ -118,27 +144,31 @@ def writing(path: Path, prepare: Callable[[sqlite3.Connection], None]) -> Iterat
     with contextlib.ExitStack() as stack:
         with translated(path):
             db = stack.enter_context(contextlib.closing(_connect(path, "rw")))
+            prepare(db)
             db.execute("PRAGMA journal_mode = WAL")
             db.execute("PRAGMA synchronous = FULL")
-            prepare(db)
         writer = Writer(path, db)
         stack.callback(writer.close)
         yield writer
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[sqlite3.Connection]:
-    """Open a file for reading, also while another process writes it.
+def reading(path: Path, look: Callable[[sqlite3.Connection], object]) -> Iterator[Reader]:
+    """Open a file for reading, also while another process writes it; `look` may refuse it.
 
     Raises:
         JournalError: there is none, or it cannot be read.
     """
-    if not path.exists():
-        raise JournalError(f"{path}: no journal there; has the daemon run with these settings?")
-    with translated(path):
-        db = _connect(path, "ro")
-    with contextlib.closing(db):
-        yield db
+    with contextlib.ExitStack() as stack:
+        with translated(path):
+            if not path.exists():
+                raise JournalError(
+                    f"{path}: no journal there; has the daemon run with these settings?"
+                )
+            db = stack.enter_context(contextlib.closing(_connect(path, "ro")))
+            look(db)
+        thread = stack.enter_context(ThreadPoolExecutor(1, thread_name_prefix="journal-reader"))
+        yield Reader(path, db, thread)
 
 
 @contextlib.contextmanager
@@ -148,20 +178,19 @@ def locked(path: Path) -> Iterator[None]:
     Raises:
         JournalError: it cannot be made, or is held already.
     """
-    with translated(path):
-        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
-        handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise JournalError(
-                f"{path}: another daemon is using this journal; stop it, or set poller.journal"
-            ) from error
+    with contextlib.ExitStack() as stack:
+        with translated(path):
+            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
+            stack.callback(os.close, handle)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise JournalError(
+                    f"{path}: another daemon is using this journal; stop it, or set poller.journal"
+                ) from error
+            os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         yield
-    finally:
-        os.close(handle)
 
 
 @contextlib.contextmanager

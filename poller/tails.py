@@ -46,13 +46,16 @@ async def from_redis(
     """
     async with sink.client() as client:
         ids: dict[str, str] = {}
+        skip_all_but = last if since_ms is None else None
         while True:
             names = sources or sorted(_text(name) for name in await client.smembers(_SOURCES))
             new = [await _read(client, ids, name, since_ms, last) for name in names]
             events = list(heapq.merge(*new))
-            for _, body in events if since_ms is not None or ids else events[-last:]:
+            if skip_all_but is not None:
+                events = events[len(events) - min(skip_all_but, len(events)) :]
+                skip_all_but = None
+            for _, body in events:
                 yield body, decode(body)
-            ids = ids or {"": "0"}
             if not follow:
                 return
             await asyncio.sleep(_LOOK_S)

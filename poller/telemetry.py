@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import logging
 import sys
-from typing import TextIO
+from collections.abc import Mapping
+from typing import Any, TextIO
 
 import orjson
 import structlog
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    disable_created_metrics,
+)
 
 from poller import __version__
 
@@ -21,14 +28,12 @@ def configure_logs(stream: TextIO = sys.stderr, level: int = logging.INFO) -> No
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if stream.isatty():
-        shared.append(structlog.dev.ConsoleRenderer())
+        # the default shows local variables, and so secrets
+        plain = structlog.dev.plain_traceback
+        shared.append(structlog.dev.ConsoleRenderer(exception_formatter=plain))
     else:
         shared.append(structlog.processors.format_exc_info)
-        shared.append(
-            structlog.processors.JSONRenderer(
-                serializer=lambda value, **_: orjson.dumps(value, default=repr).decode()
-            )
-        )
+        shared.append(structlog.processors.JSONRenderer(serializer=_json))
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -37,10 +42,19 @@ def configure_logs(stream: TextIO = sys.stderr, level: int = logging.INFO) -> No
     )
 
 
+def _json(entry: Mapping[str, Any], **_: object) -> str:
+    """A log entry as JSON; one that JSON cannot hold must not end the daemon."""
+    try:
+        return orjson.dumps(entry, default=repr).decode()
+    except orjson.JSONEncodeError:
+        return orjson.dumps({key: repr(value) for key, value in entry.items()}).decode()
+
+
 class Metrics:
     """The daemon's metrics, in a registry of their own; labels never hold run or job ids."""
 
     def __init__(self) -> None:
+        disable_created_metrics()  # type: ignore[no-untyped-call]  # prometheus_client lacks the type
         registry = self.registry = CollectorRegistry()
         by_source = ["source"]
         self.polls = Counter("poller_polls", "Polls begun", by_source, registry=registry)
@@ -102,17 +116,25 @@ class Metrics:
             buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
             registry=registry,
         )
+        self._of_sources = (
+            self.polls,
+            self.poll_failures,
+            self.poll_duration,
+            self.requests,
+            self.source_up,
+            self.last_success,
+            self.runs,
+            self.events,
+            self.detection_bound,
+            self.invalid_records,
+            self.relay_lag_events,
+            self.relay_lag_seconds,
+        )
         Gauge("poller_build_info", "Version of this daemon", ["version"], registry=registry).labels(
             __version__
         ).set(1)
 
     def forget(self, source: str) -> None:
         """Drop what is labelled with a source that is configured no more."""
-        for metric in (self.polls, self.poll_duration, self.source_up, self.last_success):
+        for metric in self._of_sources:
             metric.remove_by_labels({"source": source})
-        for labelled in (self.poll_failures, self.requests, self.runs, self.events):
-            labelled.remove_by_labels({"source": source})
-        for other in (self.detection_bound, self.invalid_records):
-            other.remove_by_labels({"source": source})
-        for relayed in (self.relay_lag_events, self.relay_lag_seconds):
-            relayed.remove_by_labels({"source": source})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC
 from email.utils import parsedate_to_datetime
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote, urlencode
@@ -178,13 +179,19 @@ def retry_after_s(response: Response, now_ms: Ms | None = None) -> float | None:
     if text.isascii() and text.isdigit():
         return float(text[:9])
     try:
-        until = parsedate_to_datetime(text).timestamp()
+        until_s = _http_date_s(text)
         if "date" in response.headers:
-            now = parsedate_to_datetime(response.headers["date"]).timestamp()
+            now_s = _http_date_s(response.headers["date"])
         elif now_ms is not None:
-            now = now_ms / 1000
+            now_s = now_ms / 1000
         else:
             return None
-    except (ValueError, OverflowError):
+    except ValueError:
         return None
-    return max(0.0, until - now)
+    return max(0.0, until_s - now_s)
+
+
+def _http_date_s(text: str) -> float:
+    """An HTTP date in epoch seconds; the obsolete asctime form names no zone, and means GMT."""
+    date = parsedate_to_datetime(text)
+    return (date if date.tzinfo else date.replace(tzinfo=UTC)).timestamp()

@@ -21,7 +21,8 @@ class Kind(msgspec.Struct, frozen=True, kw_only=True):
 
     Attributes:
         name: for vendors with several sorts, e.g. `batch`.
-        states: those that the vendor can show; others are stepped over.
+        states: those that the vendor can show, `running` and `failed` among them; the others are
+            stepped over.
         reopens: a finished run may be started again under the same id.
         stream: one run per job that never succeeds by itself.
         vanishes: an active run may be deleted.
@@ -232,7 +233,9 @@ class World:
         elif state is State.QUEUED:
             self.reopen(run)
         else:
-            self.move(run, state, self._random.choice(_PROBLEMS))
+            problem = self._random.choice(_PROBLEMS)
+            if state is not run.now.state:
+                self.move(run, state, problem)
             self._plan(run)
 
     def _plan(self, run: SimRun) -> None:

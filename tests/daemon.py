@@ -36,7 +36,7 @@ def now_ms() -> int:
 
 
 async def until(
-    condition: Callable[[], Awaitable[bool] | bool], what: str, within_s: float = 20.0
+    condition: Callable[[], Awaitable[bool] | bool], what: object, within_s: float = 20.0
 ) -> None:
     """Wait for a condition, looking often; fails with a sentence if it does not come about."""
     deadline = time.monotonic() + within_s

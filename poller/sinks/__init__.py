@@ -97,6 +97,7 @@ _MEANINGS: Final[Mapping[type[OSError], str]] = {
     ssl.SSLError: "TLS fails: does this port speak TLS?",
     socket.gaierror: "the host name is not found: is it spelled right?",
     ConnectionRefusedError: "nothing listens there: is the broker running, is the port right?",
+    ConnectionResetError: "it closed the connection: is the port right, is TLS wanted or not?",
     TimeoutError: "it does not answer: is a firewall in between, and is TLS wanted or not?",
     OSError: "the connection failed",
 }

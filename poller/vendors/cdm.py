@@ -61,7 +61,8 @@ _THROTTLED = "apig.0308"
 
 _JOB_TYPES = ("NORMAL_JOB", "BATCH_JOB", "SCENARIO_JOB")
 _PAGE_SIZE, _HISTORY_SIZE = 100, 10
-_HISTORY_TRIES = 3  # then a run is told without those before it
+_SHARE = 0.4  # of the rate for all jobs, as much for active ones, where each must be asked
+_HISTORY_TRIES = 5  # then a run is told without those before it
 _DATE_DIGITS = 13  # of a run id made of epoch ms; no count of runs gets there
 _HEADERS = (("Accept", "application/json"), ("Content-Type", "application/json"))
 _COUNTERS = "org.apache.sqoop.submission.counter.SqoopCounters"
@@ -85,6 +86,28 @@ class _Job(msgspec.Struct):
     execute_start_date: _Number = None
     execute_update_date: _Number = None
     group_name: _Text | None = None
+
+    @property
+    def word(self) -> str:
+        return (self.status or "").strip().lower()
+
+    @property
+    def ended(self) -> bool:
+        return look_up(WORDS, self.word).state in TERMINAL
+
+    @property
+    def began(self) -> tuple[_Number, ...]:
+        return (self.external_id, self.execute_create_date, self.execute_start_date)
+
+    @property
+    def telling(self) -> bool:
+        """Whether no run can come and go without changing the signature."""
+        return self.word in _NEVER_RUN or (self.word != "" and any(self.began))
+
+    @property
+    def signature(self) -> str:
+        """What changes only with the last run and its state."""
+        return f"{self.word} {self.began} {self.ended and self.execute_update_date}"
 
 
 class _Run(msgspec.Struct, rename="kebab"):
@@ -126,7 +149,7 @@ class _Mark(NamedTuple):
 
     scope: str = ""  # the list that it stands in
     newest: str = ""  # id of its newest run told
-    tries: int = 0  # to read its history, in vain so far
+    tries: int = 0  # to read its history, which may tell more than its last run
     signature: str = ""  # of the row by which it was asked last; empty: ask again
 
 
@@ -136,6 +159,7 @@ class _Listing(NamedTuple):
     scope: str
     number: int = 1
     names: frozenset[str] = frozenset()  # on the pages before
+    questions: tuple[Request, ...] = ()  # that these call for
 
 
 class _Asked(NamedTuple):
@@ -168,7 +192,7 @@ def _list(options: Options, asked: _Listing) -> Request:
 
 def _status(options: Options, asked: _Asked, *, spread: bool = False) -> Request:
     request = _get(options, f"job/{quote(asked.job.id, safe='')}/status", asked)
-    by_id = bool(asked.scope or asked.settling)  # else it stands for the list
+    by_id = asked.scope != ""  # else it stands for the list
     return msgspec.structs.replace(request, by_id=by_id, spread=spread)
 
 
@@ -178,7 +202,7 @@ def _history(options: Options, asked: _Asked) -> Request:
 
 
 def _settle(options: Options, known: Known) -> Request:
-    return _status(options, _Asked(known.job, known.scope, settling=known.run_id))
+    return _history(options, _Asked(known.job, known.scope, settling=known.run_id))
 
 
 def _ask(options: Options, known: Known | None, seen: Seen) -> None:
@@ -194,11 +218,9 @@ def _parse(options: Options, request: Request, response: Response, memory: Memor
         return _jobs(options, asked, response.body, memory)
     runs, bad = _runs(asked, response.body, memory)
     if asked.settling:
-        runs = [seen for seen in runs if seen.run_id == asked.settling]
-        done = runs or request.query  # which only the history has
-        page = Page(runs=runs, follow=[] if done else [_history(options, asked)])
-    elif asked.last is not None:
-        page = _caught_up(asked, asked.last, runs, memory)
+        page = Page(runs=[seen for seen in runs if seen.run_id == asked.settling])
+    elif request.query:  # only the history has one
+        page = _caught_up(asked, runs, memory)
     elif runs:
         page = _last_run(options, asked, runs[-1], memory)
     else:
@@ -215,47 +237,60 @@ def _parse(options: Options, request: Request, response: Response, memory: Memor
 
 def _jobs(options: Options, asked: _Listing, body: bytes, memory: Memory) -> Page:
     page, rows, faulty = _JOBS.read(body)
-    shown, follow = [], []
+    active = sum(1 for _ in memory.active())
+    shown: list[Known] = []
+    follow = list(asked.questions)
+    marks: dict[str, str] = {}
     for row in rows:
-        signature, sure, ended = _signature(row)
         mark = _mark(memory, row.name)
         known = memory.get(row.name, mark.newest)
         if known is not None and not known.vanished:
             shown.append(known)
-        doubt = known is not None and (known.vanished or (known.watched and (ended or not sure)))
-        if doubt or signature != mark.signature or not (sure or _not_its_turn(row.name, memory)):
-            job = Job(id=row.name, name=row.name, group=row.group_name)
-            spread = not sure or (ended and not mark.signature)
-            follow.append(_status(options, _Asked(job, asked.scope, signature), spread=spread))
+        if not _is_due(row, mark, known, active, memory):
+            continue
+        job = Job(id=row.name, name=row.name, group=row.group_name)
+        about = _Asked(job, asked.scope, row.signature)
+        if row.word in _NEVER_RUN:
+            marks |= _noted(memory, about, "")
+        elif 0 < mark.tries < _HISTORY_TRIES:
+            marks |= _noted(memory, about._replace(signature=""), mark.newest, mark.tries + 1)
+            follow.append(_history(options, about))
+        else:
+            spread = not row.telling if mark.signature else row.ended
+            follow.append(_status(options, about, spread=spread))
     names = asked.names.union(row.name for row in rows)
     total, read = _whole(page.total), asked.number * (_whole(page.page_size) or _PAGE_SIZE)
-    marks: dict[str, str] = {}
     if len(names) > len(asked.names) and (total is None or read < total):
-        follow.insert(0, _list(options, _Listing(asked.scope, asked.number + 1, names)))
+        follow = [_list(options, _Listing(asked.scope, asked.number + 1, names, tuple(follow)))]
     elif names:  # marks of jobs that are gone would pile up
         stale = f'["{asked.scope}",'
-        marks = {k: "" for k, v in memory.marks.items() if k not in names and v.startswith(stale)}
+        marks |= {k: "" for k, v in memory.marks.items() if k not in names and v.startswith(stale)}
+    # Not all may be asked in one poll: histories first, the others in an order that favours none.
+    follow.sort(key=lambda each: (each.spread, not each.query, _shuffle(each.path, memory.now_ms)))
     bad = [BadRow(*fault) for fault in faulty]
     return Page(shown=shown, follow=follow, complete=asked.scope, marks=marks, bad=bad)
 
 
-def _signature(row: _Job) -> tuple[str, bool, bool]:
-    """What changes only with the last run and its state; does every run change it? has it ended?"""
-    word = (row.status or "").strip().lower()
-    ended = look_up(WORDS, word).state in TERMINAL
-    began = (row.external_id, row.execute_create_date, row.execute_start_date)
-    sure = word in _NEVER_RUN or (word != "" and any(began))
-    return f"{word} {began} {ended and row.execute_update_date}", sure, ended
-
-
-def _not_its_turn(name: str, memory: Memory) -> bool:
-    """Jobs that must be asked one by one take turns, for most of what the rate allows."""
+def _is_due(row: _Job, mark: _Mark, known: Known | None, active: int, memory: Memory) -> bool:
+    """Whether to ask a job: its row changed, is in doubt, or tells nothing and it is its turn."""
     if memory.last_good_ms is None:
+        return not mark.signature  # first contact ends when each job was asked once
+    if row.signature != mark.signature:
+        return True
+    watched = known is not None and known.watched
+    if (watched and row.ended) or (known is not None and known.vanished):
+        return True
+    if row.telling:
         return False
-    period_ms = 1000 * len(memory.marks) / (0.8 * memory.rate_per_s)
-    phase = zlib.crc32(name.encode()) / 2**32
+    period_ms = 1000 * (active if watched else len(memory.marks)) / (_SHARE * memory.rate_per_s)
+    phase = _shuffle(row.name)
     before, now = memory.last_good_ms / period_ms, memory.now_ms / period_ms
-    return (before + phase) // 1 == (now + phase) // 1
+    return (before + phase) // 1 != (now + phase) // 1
+
+
+def _shuffle(text: str, salt: int = 0) -> float:
+    """A number from 0 to 1 that looks random, but is always the same."""
+    return zlib.crc32(text.encode(), salt % 2**32) / 2**32
 
 
 def _last_run(options: Options, asked: _Asked, last: Seen, memory: Memory) -> Page:
@@ -279,20 +314,22 @@ def _may_have_missed(last: Seen, mark: _Mark, memory: Memory) -> bool:
     return steps > 1 or (steps == 1 and known is not None and known.state not in TERMINAL)
 
 
-def _caught_up(asked: _Asked, last: Seen, runs: list[Seen], memory: Memory) -> Page:
+def _caught_up(asked: _Asked, runs: list[Seen], memory: Memory) -> Page:
     """The last run, and before it what else the history tells beyond what was told."""
-    newest, since_ms = int(_mark(memory, last.job.id).newest or 0), memory.last_good_ms or 0
-    fresh = {
-        seen.run_id: seen
-        for seen in (last, *runs)
-        if seen.run_id == last.run_id
-        or (_number(seen) > newest if newest else (seen.queued_ms or 0) > since_ms)
-        or memory.get(seen.job.id, seen.run_id) is not None
-    }
-    told = sorted(fresh.values(), key=_number)
+    newest, since_ms = int(_mark(memory, asked.job.id).newest or 0), memory.last_good_ms or 0
     notes = []
     if newest and len(runs) >= _HISTORY_SIZE and _number(runs[0]) > newest:
-        notes = [f"job {last.job.id!r}: its history is too short, runs may have been missed"]
+        notes = [f"job {asked.job.id!r}: its history is too short, runs may have been missed"]
+    if asked.last is not None and all(seen.run_id != asked.last.run_id for seen in runs):
+        runs = sorted([*runs, asked.last], key=_number)
+    told = [
+        seen
+        for seen in runs
+        if (_number(seen) > newest if newest else (seen.queued_ms or memory.now_ms) > since_ms)
+        or memory.get(seen.job.id, seen.run_id) is not None
+    ]
+    if not told or _number(told[-1]) <= newest:
+        return Page(runs=told)  # it lags behind what made us ask
     return Page(runs=told, marks=_noted(memory, asked, told[-1].run_id), notes=notes)
 
 
@@ -302,7 +339,7 @@ def _no_such_job(asked: _Asked, memory: Memory) -> Page:
     left = [run.run_id for run in memory.active() if run.job.id == name]
     gone = [(name, run_id) for run_id in left if run_id not in told]
     marks = {name: ""} if asked.scope else _noted(memory, asked._replace(signature="none"), "")
-    notes = [f"there is no job {name!r}"] if marks else []
+    notes = [f"there is no job {name!r}"] if marks and not asked.scope else []
     return Page(runs=runs, gone=gone, marks=marks, notes=notes)
 
 

@@ -456,8 +456,8 @@ def _joined(row: Seen, newer: Seen) -> list[Seen]:
     """The row with what its own page adds; both if it has moved on in between."""
     if newer.state is not row.state:
         return [row, newer]
-    names = ("marker", "queued_ms", "started_ms", "ended_ms", "problem", "fingerprint")
-    kept = {name: getattr(newer, name) or getattr(row, name) for name in names}
+    names = ("marker", "ordinal", "queued_ms", "started_ms", "ended_ms", "fingerprint")
+    kept = {name: getattr(row, name) or getattr(newer, name) for name in names}
     return [replace(newer, **kept, detail={**row.detail, **newer.detail})]
 
 
@@ -485,6 +485,7 @@ def _seen(
         vendor_state=row.status,
         substate=substate,
         marker=str(started_ms) if streams and started_ms else None,
+        ordinal=None if streams or state not in TERMINAL else _restarted(known, started_ms),
         queued_ms=epoch_ms(row.submit_time),
         started_ms=started_ms,
         ended_ms=ended_ms,
@@ -493,6 +494,13 @@ def _seen(
         scope=scope,
         unmapped=unmapped,
     )
+
+
+def _restarted(known: Known | None, started_ms: Ms | None) -> int | None:
+    """The next attempt's number, if an instance that had ended started after that end."""
+    if known is None or not known.ended_ms or (started_ms or 0) <= known.ended_ms:
+        return None
+    return known.attempt + 1
 
 
 def _with_nodes(seen: Seen, nodes: Iterable[_Node]) -> Seen:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,8 @@ from poller.errors import PollerError
 from poller.telemetry import Metrics
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+_READY_S = 4.0
 
 
 class Health(Protocol):
@@ -48,16 +51,15 @@ async def serve(listen: str, token: str | None, health: Health) -> AsyncIterator
     app.router.add_get("/readyz", _readyz(health))
     app.router.add_get("/metrics", _metrics(health))
     host, _, port = listen.rpartition(":")
-    runner = web.AppRunner(app, access_log=None, handle_signals=False)
+    runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
         site = web.TCPSite(runner, host.strip("[]") or None, int(port))
         try:
             await site.start()
         except OSError as error:
-            raise PollerError(
-                f"http.listen: cannot listen on {listen}: {error.strerror}"
-            ) from error
+            why = str(error.strerror).rpartition(": ")[2]
+            raise PollerError(f"http.listen: cannot listen on {listen}: {why}") from error
         address = runner.addresses[0]
         yield f"http://{host or 'localhost'}:{address[1]}"
     finally:
@@ -65,12 +67,13 @@ async def serve(listen: str, token: str | None, health: Health) -> AsyncIterator
 
 
 def _guard(token: str) -> Middleware:
-    expected = f"Bearer {token}".encode()
+    expected = token.encode()
 
     @web.middleware
     async def guard(request: web.Request, handler: Handler) -> web.StreamResponse:
-        given = request.headers.get("Authorization", "").encode("utf-8", "surrogateescape")
-        if request.path != "/healthz" and not hmac.compare_digest(given, expected):
+        scheme, _, given = request.headers.get("Authorization", "").partition(" ")
+        right = hmac.compare_digest(given.encode("utf-8", "surrogateescape"), expected)
+        if request.path != "/healthz" and not (right and scheme.lower() == "bearer"):
             return web.Response(status=401, headers={"WWW-Authenticate": "Bearer"})
         return await handler(request)
 
@@ -83,7 +86,13 @@ async def _healthz(_request: web.Request) -> web.Response:
 
 def _readyz(health: Health) -> Handler:
     async def readyz(_request: web.Request) -> web.Response:
-        troubles = await health.troubles()
+        try:
+            async with asyncio.timeout(_READY_S):
+                troubles = await health.troubles()
+        except TimeoutError:
+            troubles = [f"the daemon has not told within {_READY_S:.0f} s how it is"]
+        except PollerError as error:
+            troubles = [str(error)]
         body = orjson.dumps({"ready": not troubles, "reasons": troubles})
         status = 503 if troubles else 200
         return web.Response(status=status, body=body, content_type="application/json")

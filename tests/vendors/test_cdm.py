@@ -262,7 +262,7 @@ def test_the_recorded_list_without_states_has_every_job_asked() -> None:
     page = VENDOR.parse(OPTIONS, start, answer(fixture("cdm/otc_query_jobs_all_1.json")), memory())
     (request,) = page.follow
     assert request.path == f"{BASE}/job/es_css/status"
-    assert (request.by_id, request.spread) == (True, True)
+    assert (request.by_id, request.spread) == (True, False)
     assert (page.complete, page.bad) == ("NORMAL_JOB", [])
 
 
@@ -488,6 +488,30 @@ def _never(ask: Answer) -> Answer:
     )
 
 
+def test_jobs_are_asked_after_the_last_page_in_an_order_that_changes() -> None:
+    ask, _ = paged([row(1, "RUNNING", f"job{number}") for number in range(150)])
+    orders = set()
+    for now_ms in (NOW, NOW + 15_000):
+        request = VENDOR.start(OPTIONS, memory())[0]
+        first = VENDOR.parse(OPTIONS, request, ask(request), memory(now_ms=now_ms))
+        (request,) = first.follow
+        assert not request.by_id
+        last = VENDOR.parse(OPTIONS, request, ask(request), memory(now_ms=now_ms))
+        orders.add(tuple(asked([last])))
+    assert len({frozenset(order) for order in orders}) == 1
+    assert {len(order) for order in orders} == {150}
+    assert len(orders) == 2
+
+
+def test_during_first_contact_each_job_is_asked_once() -> None:
+    poller = Poller()
+    poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
+    poller.last_good = None
+    assert asked(poller.poll(server([row(1, "SUCCEEDED")]))) == []
+    pages = poller.poll(server([row(1, "SUCCEEDED")], run(1, "SUCCEEDED")))
+    assert [told(seen) for seen in runs(pages)] == [("1", State.SUCCEEDED)]
+
+
 def test_an_unchanged_job_is_not_asked_and_its_run_is_shown() -> None:
     poller = Poller()
     ask = server([row(1, "RUNNING")], run(1, "RUNNING"))
@@ -542,6 +566,13 @@ def test_a_failed_question_is_asked_again_at_the_next_poll() -> None:
     page = VENDOR.parse(OPTIONS, start, listing(row(1, "RUNNING")), memory(marks=poller.marks))
     assert page.marks == {}
     assert asked(poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))) == ["/job/etl/status"]
+
+
+def test_a_job_that_never_ran_is_not_asked() -> None:
+    poller = Poller()
+    pages = poller.poll(server([{"name": "etl", "status": "NEW"}]))
+    assert (asked(pages), set(poller.marks)) == ([], {"etl"})
+    assert asked(poller.poll(server([{"name": "etl", "status": "NEW"}]))) == []
 
 
 def test_a_job_is_asked_until_its_last_run_ends_as_the_list_says() -> None:
@@ -607,6 +638,18 @@ def test_the_end_of_the_run_before_is_told_before_the_next_run() -> None:
     assert [list(page.notes) for page in pages] == [[]] * len(pages)
 
 
+def test_the_end_of_a_vanished_run_is_still_told_by_the_history() -> None:
+    poller = Poller()
+    poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
+    lost = msgspec.structs.replace(
+        poller.index.runs["etl", "1"], state=State.UNKNOWN, vanished=True
+    )
+    poller.index.put(lost, NOW)
+    history = [run(2, "RUNNING"), run(1, "FAILED")]
+    pages = poller.poll(server([row(2, "RUNNING")], run(2, "RUNNING"), history))
+    assert [told(seen) for seen in runs(pages)] == [("1", State.FAILED), ("2", State.RUNNING)]
+
+
 def test_the_next_run_after_an_ended_one_needs_no_history() -> None:
     poller = Poller()
     poller.poll(server([row(1, "SUCCEEDED")], run(1, "SUCCEEDED")))
@@ -633,13 +676,15 @@ def test_a_history_that_does_not_show_the_last_run_yet_does_not_hide_it() -> Non
 def test_a_history_that_is_newer_than_the_last_run_is_believed() -> None:
     poller = Poller()
     poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
-    history = [run(3, "BOOTING"), run(2, "SUCCEEDED"), run(1, "SUCCEEDED")]
+    history = [run(3, "FAILED"), run(2, "SUCCEEDED"), run(1, "SUCCEEDED")]
     pages = poller.poll(server([row(2, "RUNNING")], run(2, "RUNNING"), history))
     assert [told(seen) for seen in runs(pages)] == [
         ("1", State.SUCCEEDED),
         ("2", State.SUCCEEDED),
-        ("3", State.STARTING),
+        ("3", State.FAILED),
     ]
+    pages = poller.poll(server([row(4, "RUNNING")], run(4, "RUNNING")))
+    assert asked(pages) == ["/job/etl/status"]
 
 
 def test_a_history_too_short_for_what_happened_is_noted() -> None:
@@ -662,20 +707,62 @@ def test_a_history_that_reaches_back_or_is_not_full_is_not_noted(reaches: range)
     assert [note for page in pages for note in page.notes] == []
 
 
-def test_a_run_is_told_without_its_history_once_that_was_refused_three_times() -> None:
+def test_a_history_that_was_not_read_is_asked_for_before_anything_else() -> None:
     poller = Poller()
     poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
-    view = memory(poller.index, marks=dict(poller.marks))
-    counts = []
-    for _ in range(4):
-        start = VENDOR.start(OPTIONS, view)[0]
-        (request,) = VENDOR.parse(OPTIONS, start, listing(row(2, "RUNNING")), view).follow
-        page = VENDOR.parse(OPTIONS, request, submissions(run(2, "RUNNING")), view)
-        view = memory(poller.index, marks=dict(view.marks) | dict(page.marks))
-        counts.append((len(page.runs), len(page.follow), len(page.notes)))
-    assert counts == [(0, 1, 0), (0, 1, 0), (0, 1, 0), (1, 0, 1)]
+    view = memory(poller.index, marks=poller.marks)
     start = VENDOR.start(OPTIONS, view)[0]
-    assert VENDOR.parse(OPTIONS, start, listing(row(2, "RUNNING")), view).follow == []
+    (request,) = VENDOR.parse(OPTIONS, start, listing(row(2, "RUNNING")), view).follow
+    held = VENDOR.parse(OPTIONS, request, submissions(run(2, "RUNNING")), view)
+    assert (held.runs, asked([held])) == ([], ["/submissions?jname=etl"])
+
+    poller.marks = marks([held], poller.marks)
+    jobs = [row(1, "RUNNING", "another"), row(2, "RUNNING")]
+    history = [run(2, "RUNNING"), run(1, "FAILED")]
+    pages = poller.poll(server(jobs, {"status": "NEW"}, history))
+    assert asked(pages) == ["/submissions?jname=etl", "/job/another/status"]
+    assert [told(seen) for seen in runs(pages)] == [("1", State.FAILED), ("2", State.RUNNING)]
+    assert asked(poller.poll(server(jobs))) == []
+
+
+@pytest.mark.parametrize("history", [[], [run(1, "SUCCEEDED")]])
+def test_a_history_that_lags_behind_the_list_is_asked_for_again(history: list[Any]) -> None:
+    poller = Poller()
+    poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
+    poller.marks["etl"] = '["NORMAL_JOB","1",1,""]'
+    for _ in range(2):
+        pages = poller.poll(server([row(2, "RUNNING")], history=history))
+        assert asked(pages) == ["/submissions?jname=etl"]
+        assert "2" not in [seen.run_id for seen in runs(pages)]
+    pages = poller.poll(server([row(2, "RUNNING")], history=[run(2, "RUNNING"), *history]))
+    assert runs(pages)[-1].run_id == "2"
+
+
+def test_a_run_is_told_without_its_history_once_that_was_refused_five_times() -> None:
+    poller = Poller()
+    poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
+    view = memory(poller.index, marks=poller.marks)
+    questions = []
+    for _ in range(7):
+        start = VENDOR.start(OPTIONS, view)[0]
+        pages = [VENDOR.parse(OPTIONS, start, listing(row(2, "RUNNING")), view)]
+        for request in pages[0].follow:
+            if request.path.endswith("/status"):
+                pages += [VENDOR.parse(OPTIONS, request, submissions(run(2, "RUNNING")), view)]
+        view = memory(poller.index, marks=marks(pages, view.marks))
+        questions.append([target.split("/")[-1] for target in asked(pages)])
+    refused = ["submissions?jname=etl"]
+    assert questions == [["status", *refused], refused, refused, refused, refused, ["status"], []]
+
+
+def test_a_run_told_without_its_history_is_noted() -> None:
+    poller = Poller()
+    poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
+    poller.marks["etl"] = '["NORMAL_JOB","1",5,""]'
+    pages = poller.poll(server([row(2, "RUNNING")], run(2, "RUNNING")))
+    assert [told(seen) for seen in runs(pages)] == [("2", State.RUNNING)]
+    (note,) = [note for page in pages for note in page.notes]
+    assert "missed" in note
 
 
 def test_first_contact_reads_no_history() -> None:
@@ -691,11 +778,24 @@ def test_first_contact_reads_the_history_where_finished_runs_are_published() -> 
     assert [seen.run_id for seen in runs(pages)] == ["2", "6", "7"]
 
 
+def test_a_full_history_at_first_contact_has_missed_nothing() -> None:
+    history = [run(number, "SUCCEEDED") for number in range(30, 20, -1)]
+    poller = Poller(publish_all=True)
+    pages = poller.poll(server([row(30, "SUCCEEDED")], run(30, "SUCCEEDED"), history))
+    assert len(runs(pages)) == 10
+    assert [note for page in pages for note in page.notes] == []
+
+
+def test_a_last_run_without_a_date_is_told_with_its_history() -> None:
+    poller = Poller(publish_all=True)
+    last = run(2, "RUNNING") | {"creation-date": None}
+    pages = poller.poll(server([row(2, "RUNNING")], last, [last, run(1, "FAILED")]))
+    assert [seen.run_id for seen in runs(pages)] == ["1", "2"]
+
+
 def test_the_first_runs_of_a_job_are_read_from_the_history() -> None:
     poller = Poller()
-    never = {"job-name": "etl", "status": "NEVER_EXECUTED", "creation-date": NOW}
-    poller.poll(server([{"name": "etl", "status": "NEW"}], never))
-    assert asked(poller.poll(server([{"name": "etl", "status": "NEW"}]))) == []
+    poller.poll(server([{"name": "etl", "status": "NEW"}]))
     history = [run(40, "RUNNING"), run(38, "FAILED"), run(2, "SUCCEEDED")]
     pages = poller.poll(server([row(40, "RUNNING")], run(40, "RUNNING"), history))
     assert [told(seen) for seen in runs(pages)] == [("38", State.FAILED), ("40", State.RUNNING)]
@@ -723,7 +823,7 @@ def test_a_mark_that_lags_behind_what_is_known_is_harmless() -> None:
 def test_a_job_made_anew_gives_up_its_old_run() -> None:
     poller = Poller()
     poller.poll(server([row(5, "RUNNING")], run(5, "RUNNING")))
-    anew = server([{"name": "etl", "status": "NEW"}], {"status": "NEW"})
+    anew = server([{"name": "etl", "status": "NEW"}])
     poller.poll(anew)
     poller.poll(anew)
     assert poller.unseen() == ["5"]
@@ -784,11 +884,41 @@ def bare(*names: str) -> list[Any]:
     return [{"name": name} for name in names]
 
 
-def test_where_the_list_has_no_states_a_running_job_is_asked_at_every_poll() -> None:
+def each(statuses: Mapping[str, str], **fields: object) -> Answer:
+    """A cluster whose list has no states, and whose jobs have one run each."""
+
+    def ask(request: Request) -> Response:
+        if request.by_id:
+            name = request.path.split("/")[-2]
+            return submissions(run(1, statuses[name], job_name=name))
+        rows = [{"name": name, **fields} for name in statuses]
+        return listing(*rows) if ("jobType", "NORMAL_JOB") in request.query else listing()
+
+    return ask
+
+
+@pytest.mark.parametrize("fields", [{}, {"execute_start_date": 1}, {"status": "RUNNING"}])
+def test_where_the_list_does_not_tell_a_running_job_is_asked_at_every_poll(
+    fields: dict[str, Any],
+) -> None:
+    statuses = {f"job{number}": "FAILED" for number in range(600)} | {"etl": "RUNNING"}
     poller = Poller()
+    poller.poll(each(statuses, **fields))
     for status in ("RUNNING", "RUNNING", "SUCCEEDED"):
-        assert asked(poller.poll(server(bare("etl"), run(1, status)))) == ["/job/etl/status"]
+        pages = poller.poll(each(statuses | {"etl": status}, **fields))
+        assert "/job/etl/status" in asked(pages)
+        assert len(asked(pages)) < 40
     assert poller.index.runs["etl", "1"].state is State.SUCCEEDED
+
+
+def test_where_the_list_does_not_tell_more_running_jobs_than_the_rate_allows_take_turns() -> None:
+    poller = Poller(rate_per_s=1.0)
+    ask = each({f"job{number}": "RUNNING" for number in range(200)})
+    poller.poll(ask)
+    turns: Counter[str] = Counter()
+    for _ in range(50):
+        turns.update(asked(poller.poll(ask, after_s=10)))
+    assert (len(turns), set(turns.values())) == (200, {1})
 
 
 def test_a_state_without_dates_does_not_tell_of_every_run() -> None:
@@ -805,7 +935,7 @@ def test_where_the_list_has_no_states_the_jobs_take_turns_within_the_rate() -> N
     assert len(asked(poller.poll(ask))) == 200
     turns: Counter[str] = Counter()
     sizes = []
-    for _ in range(50):
+    for _ in range(100):
         pages = poller.poll(ask, after_s=10)
         turns.update(asked(pages))
         sizes.append(len(asked(pages)))
@@ -815,12 +945,12 @@ def test_where_the_list_has_no_states_the_jobs_take_turns_within_the_rate() -> N
     assert max(sizes) < 20
 
 
-def test_a_poll_before_first_contact_is_complete_lets_no_job_wait_for_its_turn() -> None:
+def test_a_job_is_asked_once_during_first_contact() -> None:
     poller = Poller()
     ask = server(bare("etl"), run(1, "SUCCEEDED"))
-    poller.poll(ask)
+    assert [page.follow[0].spread for page in poller.poll(ask)[:1]] == [False]
     poller.last_good = None
-    assert asked(poller.poll(ask)) == ["/job/etl/status"]
+    assert asked(poller.poll(ask)) == []
 
 
 # --- named jobs
@@ -868,6 +998,14 @@ def test_the_run_of_a_named_job_that_was_deleted_is_gone() -> None:
     assert [list(page.gone) for page in pages] == [[("etl", "1")]]
 
 
+def test_a_listed_job_that_does_not_exist_any_more_is_not_noted() -> None:
+    poller = Poller()
+    poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
+    pages = poller.poll(server([row(1, "FAILED")], answer(json.dumps(NO_SUCH_JOB), 400)))
+    assert [gone for page in pages for gone in page.gone] == [("etl", "1")]
+    assert [note for page in pages for note in page.notes] == []
+
+
 def test_the_run_of_another_job_is_not_gone_with_it() -> None:
     poller = Poller(Options(project_id="p1", cluster_id="c1", jobs=("other",)))
     poller.poll(server(last=run(1, "RUNNING", job_name="other")))
@@ -886,60 +1024,66 @@ def test_a_job_that_deletes_itself_after_its_run_leaves_its_end() -> None:
     assert poller.marks == {}
 
 
+def test_a_run_that_has_just_been_told_is_not_gone_with_its_job() -> None:
+    poller = Poller()
+    poller.poll(server([row(1, "SUCCEEDED")], run(1, "SUCCEEDED")))
+    remember(poller.index, see(run(3, "RUNNING")).runs[0])
+    refusal = answer(json.dumps(NO_SUCH_JOB), 400)
+    pages = poller.poll(server([row(3, "SUCCEEDED")], run(3, "SUCCEEDED"), refusal))
+    assert [told(seen) for seen in runs(pages)] == [("3", State.SUCCEEDED)]
+    assert [gone for page in pages for gone in page.gone] == []
+
+
 # --- runs that left the list
 
 
-def settled(known_row: dict[str, Any], ask: Callable[[Request], Response]) -> list[Page]:
-    """The pages that tell what became of a run."""
+def settled(known_row: dict[str, Any], response: Response) -> Page:
+    """What one answer tells of what became of a run."""
     index = Index()
-    known = remember(index, see(known_row).runs[0])
-    work, pages = [VENDOR.settle(OPTIONS, known)], []
-    while work:
-        request = work.pop()
-        assert request is not None
-        assert request.by_id
-        pages.append(VENDOR.parse(OPTIONS, request, ask(request), memory(index)))
-        work.extend(pages[-1].follow)
-    return pages
-
-
-def test_a_run_that_left_the_list_is_the_last_one() -> None:
-    pages = settled(run(1, "RUNNING"), server(last=run(1, "SUCCEEDED")))
-    assert [(told(seen), seen.scope) for seen in runs(pages)] == [
-        (("1", State.SUCCEEDED), "NORMAL_JOB")
-    ]
-    assert [page.marks for page in pages] == [{}]
+    request = VENDOR.settle(OPTIONS, remember(index, see(known_row).runs[0]))
+    assert request is not None
+    assert (request.target, request.by_id) == (f"{BASE}/submissions?jname=etl", True)
+    return VENDOR.parse(OPTIONS, request, response, memory(index))
 
 
 def test_a_run_that_left_the_list_is_found_in_the_history() -> None:
-    ask = server(last=run(2, "RUNNING"), history=[run(2, "RUNNING"), run(1, "FAILED")])
-    pages = settled(run(1, "RUNNING"), ask)
-    assert [told(seen) for seen in runs(pages)] == [("1", State.FAILED)]
+    page = settled(run(1, "RUNNING"), submissions(run(2, "RUNNING"), run(1, "FAILED")))
+    assert [(told(seen), seen.scope) for seen in page.runs] == [(("1", State.FAILED), "NORMAL_JOB")]
+    assert page.marks == {}
 
 
 def test_a_run_known_by_its_date_is_found_though_it_has_a_number_now() -> None:
-    ask = server(last=run(2, "RUNNING"), history=[run(2, "RUNNING"), run(1, "FAILED")])
-    pages = settled(dated(1, "RUNNING"), ask)
-    assert [told(seen) for seen in runs(pages)] == [(str(NOW + 1000), State.FAILED)]
+    page = settled(dated(1, "RUNNING"), submissions(run(2, "RUNNING"), run(1, "FAILED")))
+    assert [told(seen) for seen in page.runs] == [(str(NOW + 1000), State.FAILED)]
+
+
+def test_a_settled_run_keeps_its_jobs_group_and_owner() -> None:
+    job = Job(id="etl", name="etl", group="g", owner="o")
+    known = Known(job=job, run_id="1", state=State.RUNNING)
+    for options in (OPTIONS, NAMED):
+        request = VENDOR.settle(options, known)
+        assert request is not None
+        assert request.by_id
+        page = VENDOR.parse(options, request, submissions(run(1, "FAILED")), memory())
+        assert page.runs[0].job == job
 
 
 def test_a_run_as_it_was_is_shown() -> None:
-    pages = settled(run(1, "RUNNING"), server(last=run(1, "RUNNING")))
-    assert [[known.run_id for known in page.shown] for page in pages] == [["1"]]
+    page = settled(run(1, "RUNNING"), submissions(run(1, "RUNNING")))
+    assert [known.run_id for known in page.shown] == ["1"]
 
 
-@pytest.mark.parametrize("last", [run(2, "RUNNING"), {"status": "NEVER_EXECUTED"}])
-def test_nobody_can_tell_of_a_run_that_is_in_no_history(last: dict[str, Any]) -> None:
-    pages = settled(run(1, "RUNNING"), server(last=last, history=[run(2, "RUNNING")]))
-    assert len(pages) == 2
-    assert all(page.runs == [] and not page.gone and not page.marks for page in pages)
+@pytest.mark.parametrize("history", [[run(2, "RUNNING")], [], [{"status": "NEVER_EXECUTED"}]])
+def test_nobody_can_tell_of_a_run_that_is_in_no_history(history: list[Any]) -> None:
+    page = settled(run(1, "RUNNING"), submissions(*history))
+    assert (page.runs, page.shown, page.gone, page.follow, page.marks) == ([], [], (), (), {})
 
 
 @pytest.mark.parametrize(
     ("status", "code"), [(400, "Cdm.0100"), (400, "Cdm.0054"), (404, "Cdm.0100"), (500, "CDM.0054")]
 )
 def test_a_run_is_gone_with_its_job(status: int, code: str) -> None:
-    (page,) = settled(run(1, "RUNNING"), lambda _: answer(json.dumps({"errCode": code}), status))
+    page = settled(run(1, "RUNNING"), answer(json.dumps({"errCode": code}), status))
     assert page.gone == [("etl", "1")]
 
 
@@ -970,6 +1114,9 @@ def test_a_run_is_gone_with_its_job(status: int, code: str) -> None:
         (403, {"error_code": "APIG.0302", "error_msg": "no"}, Rejected, "APIG.0302"),
         (401, {"error_code": "APIG.0303", "error_msg": "no"}, Rejected, "APIG.0303"),
         (401, {"error_code": "APIG.9999"}, Rejected, "401"),
+        (403, {"error_code": "APIG.9999"}, Rejected, "403"),
+        (429, {"error_code": "APIG.9999"}, Limited, "429"),
+        (400, {"errCode": "Cdm.1", "externalMessage": "x" * 999}, Invalid, "^Cdm.1: x{256}$"),
         (403, b"<html>", Rejected, "403"),
         (429, {"error_code": "APIG.0308", "error_msg": "slow"}, Limited, "often"),
         (400, {"error_code": "APIGW.0308", "error_msg": "slow"}, Limited, "often"),
@@ -1030,10 +1177,10 @@ def test_bad_jobs_are_set_aside_with_their_place() -> None:
     ]
     start = VENDOR.start(OPTIONS, memory())[0]
     page = VENDOR.parse(OPTIONS, start, listing(*rows), memory())
-    assert [request.path for request in page.follow] == [
+    assert {request.path for request in page.follow} == {
         f"{BASE}/job/good/status",
         f"{BASE}/job/etl/status",
-    ]
+    }
     assert [bad.at for bad in page.bad] == [
         "$.jobs[1]",
         "$.jobs[2].name",
@@ -1103,8 +1250,7 @@ def _every_question() -> list[Request]:
     history = see(run(9, "RUNNING"), memory(marks={"etl": '["NORMAL_JOB","7",0,"x"]'})).follow[0]
     settle = VENDOR.settle(OPTIONS, known)
     assert settle is not None
-    found = VENDOR.parse(OPTIONS, settle, submissions(), memory()).follow[0]
-    return [*VENDOR.start(OPTIONS, memory())[:1], status_request(), history, settle, found]
+    return [*VENDOR.start(OPTIONS, memory())[:1], status_request(), history, settle]
 
 
 @given(

@@ -53,7 +53,8 @@ class MqttSink:
 
     Args:
         url: `mqtt://host:port` or `mqtts://host:port` (TLS).
-        instance: name of this poller; names the client and its topic of being online.
+        instance: name of this poller; names the client and its topic of being online. None is a
+            visitor: it tells nobody, and takes no daemon's place.
         version: of this program, for that topic.
         since: when this program began, for that topic.
         topic_prefix: first level or levels of every topic.
@@ -74,7 +75,7 @@ class MqttSink:
         self,
         url: str,
         *,
-        instance: str,
+        instance: str | None,
         version: str,
         since: str,
         topic_prefix: str = "jobs",
@@ -91,7 +92,7 @@ class MqttSink:
         secure = parts.scheme == "mqtts"
         self._prefix = topic_prefix
         self._versions = _VERSIONS[protocol]
-        self._presence = f"{topic_prefix}/_poller/{encoded(instance)}"
+        self._presence = f"{topic_prefix}/_poller/{encoded(instance)}" if instance else None
         self._online = orjson.dumps({"online": True, "version": version, "since": since})
         self._offline = orjson.dumps({"online": False})
         self._expiry_s = min(int(state_expiry_s), _MAX_EXPIRY_S)
@@ -101,13 +102,14 @@ class MqttSink:
             "port": parts.port or (8883 if secure else 1883),
             "username": username,
             "password": password,
-            "identifier": f"poller-{instance}",
             "timeout": timeout_s,
             "keepalive": KEEPALIVE_S,
-            "will": aiomqtt.Will(self._presence, self._offline, qos=1, retain=True),
             "max_inflight_messages": 0,  # the window is kept here
             "socket_options": ((socket.IPPROTO_TCP, socket.TCP_NODELAY, 1),),
         }
+        if self._presence:
+            self._options["identifier"] = f"poller-{instance}"
+            self._options["will"] = aiomqtt.Will(self._presence, self._offline, qos=1, retain=True)
         if secure:
             context = tls_context(verify_tls, "mqtt.verify_tls")
             context.sslsocket_class = TlsSocket
@@ -123,16 +125,20 @@ class MqttSink:
         link = await self._open(self._versions)
         connection = MqttConnection(link, self._prefix, self._expiry_s, self._suspicious)
         try:
-            await connection.tell(self._presence, self._online)
+            await self._tell(connection, self._online)
             try:
                 yield connection
             finally:
                 with suppress(SinkUnavailable, TimeoutError):
                     async with asyncio.timeout(_GOODBYE_S):
-                        await connection.tell(self._presence, self._offline)
+                        await self._tell(connection, self._offline)
         finally:
             self._suspicious = connection.suspicious
             await link.close()
+
+    async def _tell(self, connection: MqttConnection, presence: bytes) -> None:
+        if self._presence:
+            await connection.tell(self._presence, presence)
 
     async def _open(self, versions: Sequence[ProtocolVersion]) -> Link:
         version, *others = versions

@@ -61,6 +61,7 @@ class Link(aiomqtt.Client):
         self._where = f"{options['hostname']}:{options['port']}"
         self._is_5 = protocol is ProtocolVersion.V5
         self._terms: Properties | None = None
+        self._abandoned = False
         self._changed = asyncio.Event()
         self._over = asyncio.Event()
         self._client.connect_timeout = self.timeout
@@ -74,9 +75,9 @@ class Link(aiomqtt.Client):
         except BaseException as error:
             unanswered = self._client.socket() is not None
             # A thread connects, which cannot be cancelled, and aiomqtt leaves what it opened.
+            self._abandoned = True
             await self._hang_up()
             await asyncio.wait([opening])
-            await self._hang_up()
             if unanswered and isinstance(error, aiomqtt.MqttError):
                 raise NoAnswerError("it does not answer") from error
             raise
@@ -156,6 +157,11 @@ class Link(aiomqtt.Client):
         self._changed.set()
         if not disconnected.cancelled():
             disconnected.exception()  # asyncio logs errors that nobody has looked at
+
+    def _on_socket_open(self, client: paho.Client, userdata: object, sock: Any) -> None:
+        super()._on_socket_open(client, userdata, sock)
+        if self._abandoned:
+            sock.shutdown(socket.SHUT_RDWR)
 
     def _on_connect(
         self,

@@ -7,11 +7,13 @@ a Redis that has lost its newest writes in a failover is noticed before anything
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -98,11 +100,12 @@ class RedisSink:
         self._journal = journal
         self._retention_ms = int(retention_s * 1000)
         self._max_events = max_events
+        self._timeout_s = timeout_s
         self._options: dict[str, Any] = {
             "username": self._address.username or username,
             "password": self._address.password or password,
-            "socket_timeout": timeout_s,
             "socket_connect_timeout": timeout_s,
+            "socket_timeout": None,  # its way to keep it may swallow a cancel before Python 3.12
             "retry": Retry(NoBackoff(), 0),  # the relay retries
             "protocol": 2,
             "driver_info": None,
@@ -122,6 +125,7 @@ class RedisSink:
             yield RedisConnection(
                 client,
                 where=self._address.where,
+                timeout_s=self._timeout_s,
                 journal=self._journal,
                 retention_ms=self._retention_ms,
                 max_events=self._max_events,
@@ -134,9 +138,11 @@ class RedisSink:
         Raises:
             SinkUnavailable: as `connect`.
         """
+        address = self._address
+        tries = len(address.nodes) + 1 if address.topology else 1
         async with AsyncExitStack() as stack:
-            with _explained(self._address.where):
-                client = await self._address.open(stack, self._options)
+            async with _asking(address.where, self._timeout_s * tries):
+                client = await address.open(stack, self._options, self._timeout_s)
             yield client
 
 
@@ -144,10 +150,17 @@ class RedisConnection:
     """An open way to Redis; what it remembers itself is the truth about what it has."""
 
     def __init__(
-        self, client: Client, *, where: str, journal: str, retention_ms: int, max_events: int
+        self,
+        client: Client,
+        *,
+        where: str,
+        timeout_s: float,
+        journal: str,
+        retention_ms: int,
+        max_events: int,
     ) -> None:
         self._client = client
-        self._where = where
+        self._asking = partial(_asking, where, timeout_s)
         self._journal = journal
         self._retention_ms = retention_ms
         self._max_events = max_events
@@ -161,7 +174,7 @@ class RedisConnection:
             SinkUnavailable: Redis is away or refuses.
         """
         calls = [_Call(source, 0, _NOWHERE, _NOWHERE) for source in sources]
-        with _explained(self._where):
+        async with self._asking():
             for call, reply in zip(calls, await self._run(calls), strict=True):
                 if isinstance(reply, Exception):
                     raise reply
@@ -180,19 +193,19 @@ class RedisConnection:
             SinkUnavailable: Redis is away, refuses, or has lost what it had.
         """
         if not batch:
-            with _explained(self._where):
+            async with self._asking():
                 await self._client.execute_command("PING")
             return 0
         await self._meet({event.source for event in batch})
         calls = self._calls(batch)
-        with _explained(self._where):
+        async with self._asking():
             replies = await self._run(calls)
         failed = [
             (call, reply) for call, reply in zip(calls, replies, strict=True) if reply != call.last
         ]
         if failed:
             call, reply = failed[0]
-            with _explained(self._where, call.first):
+            async with self._asking(call.first):
                 raise reply if isinstance(reply, Exception) else await self._lost(call)
         self._seen.update((call.source, call.last) for call in calls)
         return len(batch)
@@ -208,7 +221,7 @@ class RedisConnection:
         """
         await self._meet({event.source for event in events})
         for start in range(0, len(events), CALL_EVENTS):
-            with _explained(self._where, start):
+            async with self._asking(start):
                 pipeline = self._client.pipeline(transaction=False)
                 for event in events[start : start + CALL_EVENTS]:
                     limit = ("MAXLEN", self._max_events, "*")
@@ -220,7 +233,7 @@ class RedisConnection:
     async def _meet(self, sources: set[str]) -> None:
         """List sources for discovery, and learn where their cursors stand, once per connection."""
         if new := sources - self._listed:
-            with _explained(self._where):
+            async with self._asking():
                 await self._client.sadd(SOURCES, *new)
             self._listed |= new
         if unknown := sources - self._seen.keys():
@@ -250,20 +263,19 @@ class RedisConnection:
 
     async def _run(self, calls: Sequence[_Call]) -> list[Any]:
         """Run the script for each call, in one round trip; the server's errors are in the list."""
-        replies: list[Any] = []
-        for command, script in (("EVALSHA", _SHA), ("EVAL", _SCRIPT)):
-            pipeline = self._client.pipeline(transaction=False)
-            for call in calls:
-                keys = (stream_key(call.source), cursor_key(call.source))
-                limits = (self._retention_ms, self._max_events)
-                offsets = (self._journal, call.expected, call.last)
-                pipeline.execute_command(
-                    command, script, 2, *keys, *offsets, *limits, *call.entries
-                )
-            replies = await pipeline.execute(raise_on_error=False)
-            if not any(isinstance(reply, NoScriptError) for reply in replies):
-                break
+        replies = await self._run_as("EVALSHA", _SHA, calls)
+        if any(isinstance(reply, NoScriptError) for reply in replies):
+            return await self._run_as("EVAL", _SCRIPT, calls)
         return replies
+
+    async def _run_as(self, command: str, script: str, calls: Sequence[_Call]) -> list[Any]:
+        pipeline = self._client.pipeline(transaction=False)
+        for call in calls:
+            keys = (stream_key(call.source), cursor_key(call.source))
+            offsets = (self._journal, call.expected, call.last)
+            limits = (self._retention_ms, self._max_events)
+            pipeline.execute_command(command, script, 2, *keys, *offsets, *limits, *call.entries)
+        return await pipeline.execute(raise_on_error=False)
 
     async def _lost(self, call: _Call) -> RedisError:
         """Why the cursor stands elsewhere than this connection left it."""
@@ -297,11 +309,12 @@ class _Call:
         return len(self.entries) >= 2 * CALL_EVENTS or self.bytes >= CALL_BYTES
 
 
-@contextmanager
-def _explained(where: str, delivered: int = 0) -> Iterator[None]:
-    """Turn what the client raises into one sentence."""
+@asynccontextmanager
+async def _asking(where: str, timeout_s: float, delivered: int = 0) -> AsyncIterator[None]:
+    """Bound the time of an exchange, and turn what the client raises into one sentence."""
     try:
-        yield
+        async with asyncio.timeout(timeout_s):
+            yield
     except (RedisError, RedisClusterException, OSError) as error:
         raise SinkUnavailable(f"Redis at {where}: {_sentence(error)}", delivered) from error
 
@@ -316,13 +329,14 @@ def _sentence(error: Exception) -> str:
 
 
 _ADVICE: Final = {
-    "closed by server": "is it a Redis, and does the port want TLS (rediss://)?",
+    "closed by server": "it closed the connection: is it a Redis, is TLS wanted or not?",
     "Protocol error": "what answers there is no Redis: is the port right?",
     "No master found": "no Sentinel knows a working master of that name",
     "SENTINEL": "what answers there is no Sentinel: write redis://…",
     "NOAUTH": "it wants redis.username and redis.password",
     "WRONGPASS": "it refuses redis.username or redis.password",
     "NOPERM": "allow the user what deploy/redis.acl lists",
+    "can't run this command": "allow the user what deploy/redis.acl lists",  # in a script
     "OOM": "its memory is full: raise maxmemory, or lower redis.retention or redis.max_events",
     "READONLY": "it has become a replica",
     "MISCONF": "it does not write, since it cannot save to its disk",

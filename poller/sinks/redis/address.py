@@ -43,8 +43,12 @@ class Address(NamedTuple):
         """For messages."""
         return ",".join(f"{host}:{port}" for host, port in self.nodes) or self.path
 
-    async def open(self, stack: AsyncExitStack, options: Mapping[str, Any]) -> Client:
-        """A client that is closed with the stack; Sentinels are asked without credentials.
+    async def open(
+        self, stack: AsyncExitStack, options: Mapping[str, Any], timeout_s: float
+    ) -> Client:
+        """A client that is closed with the stack.
+
+        Each Sentinel has the timeout to answer, and is asked without credentials.
 
         Raises:
             RedisError: there is no way to it, or it will not do.
@@ -56,8 +60,9 @@ class Address(NamedTuple):
             client = RedisCluster(startup_nodes=nodes, **options)
         elif self.topology == "sentinel":
             anonymous = {k: v for k, v in options.items() if k not in ("username", "password")}
+            of_sentinel = anonymous | {"socket_timeout": timeout_s}
             sentinel = Sentinel(  # type: ignore[no-untyped-call]  # redis has no types there
-                self.nodes, sentinel_kwargs=anonymous, **options
+                self.nodes, sentinel_kwargs=of_sentinel, **options
             )
             stack.push_async_callback(_close, sentinel)
             client = sentinel.master_for(self.service, db=self.db)
@@ -94,10 +99,10 @@ def parse(url: str) -> Address:
         kind, _, topology = parts.scheme.partition("+")
         user, _, hosts = parts.netloc.rpartition("@")
         username, _, password = user.partition(":")
-        service, _, db = parts.path.strip("/").rpartition("/")
-        if topology == "sentinel" and not service:
-            service, db = db, ""
-        if kind == "unix":
+        service, db = "", parts.path.strip("/")
+        if topology == "sentinel":
+            service, _, db = db.partition("/")
+        elif kind == "unix":
             db = parse_qs(parts.query).get("db", [""])[0]
         port = 26379 if topology == "sentinel" else 6379
         return Address(

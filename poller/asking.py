@@ -1,0 +1,110 @@
+"""Asks a source's questions: within its rate, and not while the vendor wants to be left alone."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import structlog
+
+from poller.errors import Invalid, Limited, Rejected, VendorError
+from poller.fetch import Fetch
+from poller.known import Memory
+from poller.runs import Ms
+from poller.schedule import Bucket, Pace
+from poller.wire import Options, Page, Request, Response, Vendor, retry_after_s
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What is polled, and how: values out of the settings."""
+
+    source: str
+    vendor: Vendor
+    options: Options
+    pace: Pace
+    concurrency: int
+    rate_per_s: float
+    resync_s: float
+    vanish_after: int
+    timeout_s: float
+
+
+class Silenced(VendorError):
+    """Not sent: earlier in this poll the vendor wanted silence, or refused the credentials."""
+
+
+class Asker:
+    """Puts a source's questions, and remembers when the vendor wants none.
+
+    Attributes:
+        due_s: when the next sign of life is due, by the loop's clock.
+        hushed: nothing more is sent in this poll.
+        quiet_until_s: how long the vendor asked to be left alone, by the loop's clock.
+    """
+
+    def __init__(self, plan: Plan, fetch: Fetch, now_ms: Callable[[], Ms]) -> None:
+        self.due_s = 0.0
+        self.hushed = False
+        self.quiet_until_s = 0.0
+        self._plan = plan
+        self._fetch = fetch
+        self._now_ms = now_ms
+        self._bucket = Bucket(plan.rate_per_s, plan.concurrency)
+
+    def begin(self) -> None:
+        """A poll begins."""
+        self.hushed = False
+        self.due_s = asyncio.get_running_loop().time() + self._plan.timeout_s
+
+    async def until(self, at_s: float) -> None:
+        """Wait for a time of the loop's clock, and for an answer after it."""
+        self.due_s = max(self.due_s, at_s + self._plan.timeout_s)
+        delay_s = at_s - asyncio.get_running_loop().time()
+        if delay_s > 0:
+            await asyncio.sleep(delay_s)
+
+    async def ask(self, request: Request, memory: Memory) -> Page:
+        """Put one question, within the rate; gives what the answer says.
+
+        Raises:
+            Silenced: it was not sent.
+            VendorError: it was not answered as documented.
+        """
+        loop = asyncio.get_running_loop()
+        if not self.hushed:
+            await self.until(loop.time() + self._bucket.take(loop.time()))
+        if self.hushed:
+            raise Silenced("not sent: the vendor wants no more questions in this poll")
+        try:
+            response = await self._fetch(request)
+            # It may have waited behind slow ones for its connection: the others have no less time.
+            self.due_s = max(self.due_s, loop.time() + self._plan.timeout_s)
+            return self._read(request, response, memory)
+        except Limited as error:
+            self.hushed = True
+            until_s = loop.time() + (error.retry_after_s or 0.0)
+            self.quiet_until_s = max(self.quiet_until_s, until_s)
+            raise
+        except Rejected:
+            # By id it may be about one job only; anything else is about the account.
+            if not request.by_id:
+                self.hushed = True
+            raise
+
+    def _read(self, request: Request, response: Response, memory: Memory) -> Page:
+        plan = self._plan
+        try:
+            return plan.vendor.parse(plan.options, request, response, memory)
+        except Limited as error:
+            if error.retry_after_s is None:
+                error.retry_after_s = retry_after_s(response, self._now_ms())
+            raise
+        except VendorError:
+            raise
+        except Exception as error:
+            log.exception("parse.bug", source=plan.source, path=request.path)
+            raise Invalid(f"the answer could not be read: {error!r}", response.body) from error
