@@ -192,12 +192,11 @@ class Ledger:
             up=True,
             since_ms=before.since_ms if before.up and not before.failures else at_ms,
         )
-        metrics = self._metrics
-        metrics.source_up.labels(self.source).set(1)
-        metrics.last_success.labels(self.source).set(began_ms / 1000)
         due = began_ms - self._saved_ms >= _CONDITION_EVERY_MS
         if events or due or before.failures or not before.contact_done or before.up is not True:
             await self._commit(events=events)
+        self._metrics.source_up.labels(self.source).set(1)
+        self._metrics.last_success.labels(self.source).set(began_ms / 1000)
 
     async def failed(self, error: VendorError, at_ms: Ms) -> None:
         """A poll failed; tells when the source is given up as blind.

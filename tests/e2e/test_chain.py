@@ -230,7 +230,7 @@ async def test_a_dead_redis_shows_in_readyz_and_loses_nothing(tmp_path: Path) ->
 async def test_a_vendors_outage_ends_no_run(name: str, tmp_path: Path, redis_url: str) -> None:
     faults: dict[str, float] = {}
     async with AsyncExitStack() as stack:
-        _, world, url = await simulated(stack, name, pace=20, faults=faults)
+        _, world, url = await simulated(stack, name, pace=3, faults=faults)
         defaults = "timeout = '1s'\nvanish_after = 1"
         config = settings(tmp_path, {name: (name, url)}, redis=redis_url, defaults=defaults)
         daemon = await stack.enter_async_context(running(config))

@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,27 +58,20 @@ def running(broker: Broker) -> Iterator[Broker]:
         broker.stop()
 
 
-@pytest.fixture(params=["mosquitto", "amqtt"])
-def broker(request: pytest.FixtureRequest) -> Broker:
-    found: Broker = request.getfixturevalue(request.param)
-    return found
+EACH_VERSION = pytest.mark.parametrize("protocol", ["5", "3.1.1"])
 
 
-def version_of(broker: Broker) -> dict[str, Any]:
-    """amqtt takes long to refuse MQTT 5."""
-    return {"protocol": "3.1.1"} if broker.name == "amqtt" else {}
-
-
+@EACH_VERSION
 async def test_a_job_has_its_events_and_its_retained_state(
-    broker: Broker, prefix: str, recorded: Any, listen: Any
+    mosquitto: Broker, prefix: str, protocol: str, recorded: Any, listen: Any
 ) -> None:
     events = [
         recorded(1, "kylin", job_id="a", type="dev.poller.job.running"),
         recorded(2, "kylin", job_id="b", type="dev.poller.job.queued"),
         recorded(3, "kylin", job_id="a", type="dev.poller.job.failed"),
     ]
-    async with listen(broker, f"{prefix}/kylin/#") as inbox:
-        await deliver(sink_of(broker, prefix, **version_of(broker)), events)
+    async with listen(mosquitto, f"{prefix}/kylin/#") as inbox:
+        await deliver(sink_of(mosquitto, prefix, protocol=protocol), events)
         await inbox.until(lambda messages: len(messages) == 5)
     assert [(str(message.topic), message.payload) for message in inbox.messages] == [
         (f"{prefix}/kylin/a/events/running", events[0].body),
@@ -86,7 +80,7 @@ async def test_a_job_has_its_events_and_its_retained_state(
         (f"{prefix}/kylin/a/events/failed", events[2].body),
         (f"{prefix}/kylin/a/state", events[2].body),
     ]
-    async with listen(broker, f"{prefix}/kylin/#") as later:
+    async with listen(mosquitto, f"{prefix}/kylin/#") as later:
         await later.until(lambda messages: len(messages) == 2)
     assert {(str(message.topic), message.payload) for message in later.messages} == {
         (f"{prefix}/kylin/a/state", events[2].body),
@@ -95,18 +89,19 @@ async def test_a_job_has_its_events_and_its_retained_state(
     assert all(message.retain for message in later.messages)
 
 
+@EACH_VERSION
 async def test_a_source_has_its_retained_status(
-    broker: Broker, prefix: str, recorded: Any, listen: Any
+    mosquitto: Broker, prefix: str, protocol: str, recorded: Any, listen: Any
 ) -> None:
     events = [
         recorded(1, "kylin", job_id="", type="dev.poller.source.down"),
         recorded(2, "kylin", job_id="", type="dev.poller.source.up"),
     ]
-    async with listen(broker, f"{prefix}/+/status") as inbox:
-        await deliver(sink_of(broker, prefix, **version_of(broker)), events)
+    async with listen(mosquitto, f"{prefix}/+/status") as inbox:
+        await deliver(sink_of(mosquitto, prefix, protocol=protocol), events)
         await inbox.until(lambda messages: len(messages) == 2)
     assert inbox.bodies() == [event.body for event in events]
-    async with listen(broker, f"{prefix}/+/status") as later:
+    async with listen(mosquitto, f"{prefix}/+/status") as later:
         await later.until(lambda messages: len(messages) == 1)
     assert later.messages[0].retain
     assert later.messages[0].payload == events[1].body
@@ -127,38 +122,40 @@ async def test_messages_of_mqtt_5_say_what_they_are_and_when_they_expire(
     assert all(message.qos == 1 for message in inbox.messages)
 
 
+@EACH_VERSION
 async def test_a_poller_is_online_until_it_says_goodbye(
-    broker: Broker, prefix: str, listen: Any
+    mosquitto: Broker, prefix: str, protocol: str, listen: Any
 ) -> None:
-    async with listen(broker, f"{prefix}/_poller/#") as inbox:
-        async with sink_of(broker, prefix, **version_of(broker)).connect():
+    async with listen(mosquitto, f"{prefix}/_poller/#") as inbox:
+        async with sink_of(mosquitto, prefix, protocol=protocol).connect():
             await inbox.until(lambda messages: len(messages) == 1)
         await inbox.until(lambda messages: len(messages) == 2)
     assert [json.loads(body) for body in inbox.bodies(f"{prefix}/_poller/{prefix}")] == [
         {"online": True, "version": "1.0", "since": "2026-01-01T00:00:00Z"},
         {"online": False},
     ]
-    async with listen(broker, f"{prefix}/_poller/#") as later:
+    async with listen(mosquitto, f"{prefix}/_poller/#") as later:
         await later.until(lambda messages: len(messages) == 1)
     assert later.messages[0].retain
     assert json.loads(later.bodies()[0]) == {"online": False}
 
 
+@EACH_VERSION
 async def test_a_poller_that_vanishes_is_offline_by_its_last_will(
-    broker: Broker, prefix: str, listen: Any
+    mosquitto: Broker, prefix: str, protocol: str, listen: Any
 ) -> None:
     program = (
         "import asyncio, os, signal\n"
         "from poller.sinks.mqtt import MqttSink\n"
         "async def main():\n"
-        f"    sink = MqttSink({broker.url!r}, instance={prefix!r}, version='1', since='',\n"
-        f"        topic_prefix={prefix!r}, **{version_of(broker)!r})\n"
+        f"    sink = MqttSink({mosquitto.url!r}, instance={prefix!r}, version='1', since='',\n"
+        f"        topic_prefix={prefix!r}, protocol={protocol!r})\n"
         "    async with sink.connect():\n"
         "        os.kill(os.getpid(), signal.SIGKILL)\n"
         "asyncio.run(main())\n"
     )
-    async with listen(broker, f"{prefix}/_poller/#") as inbox:
-        vanishing = await asyncio.create_subprocess_exec("python", "-c", program)
+    async with listen(mosquitto, f"{prefix}/_poller/#") as inbox:
+        vanishing = await asyncio.create_subprocess_exec(sys.executable, "-c", program)
         assert await vanishing.wait() == -signal.SIGKILL
         await inbox.until(lambda messages: len(messages) == 2)
     assert [json.loads(body)["online"] for body in inbox.bodies()] == [True, False]
@@ -343,7 +340,7 @@ async def test_a_topic_that_the_user_may_not_write_stops_the_relay_there(
     assert inbox.bodies()[:2] == [batch[0].body, batch[1].body]
 
 
-@pytest.mark.parametrize("protocol", ["5", "3.1.1"])
+@EACH_VERSION
 @pytest.mark.parametrize("password", ["wrong-secret", None])
 async def test_a_wrong_or_missing_password_is_called_so_and_not_shown(
     guarded: Broker, password: str | None, protocol: str
@@ -425,13 +422,31 @@ async def test_a_broker_without_retained_messages_is_called_so(
     assert "Retain not supported" in await refused(sink_of(broker, prefix))
 
 
-async def test_a_second_poller_of_the_same_name_is_called_so(
+async def test_a_second_poller_of_the_same_name_is_called_so(recorded: Any) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(b"\x20\x03\x00\x00\x00")
+        await reader.readuntil(b'"online":true')
+        writer.write(b"\x40\x02\x00\x01")
+        await reader.readuntil(b'"id"')
+        writer.write(b"\xe0\x01\x8e")
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        sink = MqttSink(url, instance="i", version="1", since="")
+        with pytest.raises(SinkUnavailable, match=r"have the same poller\.instance"):
+            await deliver(sink, [recorded(1)])
+
+
+async def test_two_pollers_of_the_same_name_end_each_others_connection(
     mosquitto: Broker, prefix: str, recorded: Any
 ) -> None:
     async with sink_of(mosquitto, prefix).connect() as first:
         async with sink_of(mosquitto, prefix).connect():
             pass
-        with pytest.raises(SinkUnavailable, match=r"the same poller\.instance"):
+        with pytest.raises(SinkUnavailable, match=r"ended the connection|took over"):
             await first.send([recorded(1)])
 
 
@@ -536,7 +551,7 @@ def test_an_address_that_is_none_is_a_wrong_setting(url: str) -> None:
 
 
 async def test_a_host_name_that_cannot_be_is_called_so(prefix: str) -> None:
-    about = {"instance": "i", "version": "", "since": ""}
+    about: dict[str, Any] = {"instance": "i", "version": "", "since": ""}
     assert "host name is not found" in await refused(MqttSink("mqtt://nowhere.invalid", **about))
     assert "MQTT broker at" in await refused(MqttSink(f"mqtt://{'x' * 70}.example", **about))
 
