@@ -229,6 +229,8 @@ class World:
         if run is None:
             return
         if state is None:
+            if not run.now.terminal:
+                self._later(self._wait(0.5, 10), -run.definition.number, State.QUEUED)
             self.delete(run)
         elif state is State.QUEUED:
             self.reopen(run)

@@ -16,12 +16,12 @@ PACE = Pace(interval_s=10, idle_interval_s=60, retry_refused_s=300)
 
 class Least(Random):
     def uniform(self, a: float, b: float) -> float:
-        return a
+        return min(a, b)
 
 
 class Most(Random):
     def uniform(self, a: float, b: float) -> float:
-        return b
+        return max(a, b)
 
 
 LEAST, MOST = Least(), Most()

@@ -24,6 +24,7 @@ from poller.brokers import Broker
 from poller.errors import EventRejected, SettingsError, SinkUnavailable
 from poller.events import Recorded
 from poller.sinks.mqtt import WINDOW, MqttSink, encoded
+from poller.sinks.mqtt.link import Message
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -138,6 +139,17 @@ async def test_a_poller_is_online_until_it_says_goodbye(
         await later.until(lambda messages: len(messages) == 1)
     assert later.messages[0].retain
     assert json.loads(later.bodies()[0]) == {"online": False}
+
+
+async def test_a_visitor_tells_nobody_and_ends_no_daemons_connection(
+    mosquitto: Broker, prefix: str, recorded: Any, listen: Any
+) -> None:
+    async with listen(mosquitto, f"{prefix}/#") as inbox:
+        async with sink_of(mosquitto, prefix).connect() as daemon:
+            await deliver(sink_of(mosquitto, prefix, instance=None), [recorded(1)])
+            await daemon.send([recorded(2)])
+        await inbox.until(lambda messages: len(messages) == 6)
+    assert [json.loads(body)["online"] for body in inbox.bodies("_poller")] == [True, False]
 
 
 @EACH_VERSION
@@ -328,7 +340,7 @@ async def test_a_topic_that_the_user_may_not_write_stops_the_relay_there(
     rules = "user poller\ntopic write jobs/_poller/#\ntopic write jobs/a/#\n"
     (tmp_path / "mosquitto.acl").write_text(f"{rules}user subscriber\ntopic read jobs/#\n")
     guarded.restart()
-    batch = [recorded(1, "a"), recorded(2, "a"), recorded(3, "b"), recorded(4, "a")]
+    batch = [recorded(offset, "b" if offset == 3 else "a") for offset in range(1, 1001)]
     async with (
         listen(guarded, "jobs/+/+/events/+", **SUBSCRIBER) as inbox,
         sink_of(guarded, "jobs", **POLLER).connect() as connection,
@@ -338,6 +350,7 @@ async def test_a_topic_that_the_user_may_not_write_stops_the_relay_there(
         await inbox.until(lambda messages: len(messages) >= 2)
     assert failure.value.delivered == 2
     assert inbox.bodies()[:2] == [batch[0].body, batch[1].body]
+    assert len(inbox.messages) < 999
 
 
 @EACH_VERSION
@@ -554,6 +567,13 @@ async def test_a_host_name_that_cannot_be_is_called_so(prefix: str) -> None:
     about: dict[str, Any] = {"instance": "i", "version": "", "since": ""}
     assert "host name is not found" in await refused(MqttSink("mqtt://nowhere.invalid", **about))
     assert "MQTT broker at" in await refused(MqttSink(f"mqtt://{'x' * 70}.example", **about))
+
+
+async def test_a_link_that_is_closed_takes_no_messages(mosquitto: Broker, prefix: str) -> None:
+    async with sink_of(mosquitto, prefix).connect() as connection:
+        link = connection._link
+    with pytest.raises(aiomqtt.MqttError):
+        link.put(Message(0, "t", b""))
 
 
 async def test_nothing_is_logged_and_no_task_is_left(

@@ -108,7 +108,6 @@ class Link(aiomqtt.Client):
         place, topic, body, retain, properties = message
         info = self._client.publish(topic, body, 1, retain, properties)
         if info.rc:
-            self.check()
             raise aiomqtt.MqttCodeError(info.rc)
         self.unacknowledged[info.mid] = place
 
