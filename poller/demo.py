@@ -24,8 +24,6 @@ from poller.sinks.redis import RedisSink
 from poller.vendors import BUILT_IN, load
 from poller.world import World
 
-_RECENT = 14
-
 
 @dataclass(slots=True)
 class Board:
@@ -36,7 +34,6 @@ class Board:
     states: dict[str, Counter[str]] = field(default_factory=dict)
     runs: dict[tuple[str, str, str], str] = field(default_factory=dict)
     read_by: dict[str, set[str]] = field(default_factory=dict)
-    recent: list[Event] = field(default_factory=list)
 
     def read(self, event: Event, broker: str) -> bool:
         """An event was read at a broker; whether both have shown it now."""
@@ -45,11 +42,9 @@ class Board:
             return False
         brokers.add(broker)
         self.counts[event.data.source, broker] += 1
-        if len(brokers) < 2:
+        if len(brokers) == 1:
             self._know(event)
-            return False
-        self.recent = [*self.recent[-_RECENT + 1 :], event]
-        return True
+        return len(brokers) == 2
 
     def _know(self, event: Event) -> None:
         if not isinstance(event, JobEvent):
@@ -63,7 +58,7 @@ class Board:
         states[data.state] += 1
 
     def table(self, url: str) -> Group:
-        """The live table, with the newest events below it."""
+        """The live table, below the events that scroll by."""
         table = Table(box=None, header_style="dim")
         for title in ("source", "active", "succeeded", "failed", "canceled", "redis", "mqtt"):
             table.add_column(title, justify="left" if title == "source" else "right")
@@ -73,8 +68,7 @@ class Board:
             active = sum(states.values()) - sum(ended.values()) - states["unknown"]
             read = [str(self.counts[name, broker]) for broker in ("redis", "mqtt")]
             table.add_row(name, str(active), *map(str, ended.values()), *read)
-        lines = [line(event, self.colours) for event in self.recent]
-        return Group(table, Text(), *lines, Text(), Text(f"{url}   Ctrl-C ends", style="dim"))
+        return Group(Text(), table, Text(f" {url}/metrics   Ctrl-C ends", style="dim"))
 
 
 def line(event: Event, colours: Mapping[str, str]) -> Text:
@@ -214,7 +208,7 @@ async def _read_mqtt(console: Console, board: Board, url: str) -> None:
 
 
 def _tell(console: Console, board: Board, event: Event, broker: str) -> None:
-    if board.read(event, broker) and not console.is_terminal:
+    if board.read(event, broker):
         console.print(line(event, board.colours))
 
 

@@ -14,7 +14,7 @@ from poller.errors import VendorError
 from poller.known import Index, Memory
 from poller.runs import ACTIVE, TERMINAL, Job, Seen, State
 from poller.vendors import BUILT_IN, load, names
-from poller.wire import Options, Request, Response, Vendor
+from poller.wire import Options, Page, Request, Response, Vendor
 from poller.world import World
 from tests.support import answer, read, remember, runs, serve
 
@@ -179,7 +179,10 @@ def test_hostile_answers_raise_nothing_but_vendor_errors(
 @each
 def test_unchanged_rows_are_recognised(vendor: Vendor) -> None:
     world = living(vendor, seconds=8)
-    index, marks, rows = Index(), {}, []
+    index = Index()
+    marks: dict[str, str] = {}
+    pages: list[Page] = []
+    rows: list[Seen] = []
     for last_good_ms in (None, BEGAN + 7000, BEGAN + 7500):
         before = memory(world, index, last_good_ms=last_good_ms, whole=True, marks=marks)
         pages = read(vendor, options(vendor), before, serve(vendor, world))
