@@ -16,6 +16,7 @@ from poller.errors import JournalError
 from poller.events import rfc3339
 from poller.journal import Journal, open_journal
 from poller.ledger import Ledger, open_ledger
+from poller.notify import notify, watchdog_s
 from poller.poll import Plan, Watch
 from poller.relay import Relay
 from poller.runs import Ms
@@ -118,7 +119,9 @@ class Daemon:
                 http=signals.url,
             )
             signals.started.set()
+            notify("READY=1")
             await signals.stop.wait()
+            notify("STOPPING=1")
             log.info("poller.stopping")
             reloading.cancel()
             for running in self._running.values():
@@ -206,11 +209,7 @@ class Daemon:
             if trouble is not None:
                 count, age_s = await relay.lag()
                 troubles.append(f"{relay.name}: {trouble} ({count} events wait, {age_s:.0f} s)")
-        for name, running in self._running.items():
-            if running.watch is not None and now_s > running.watch.due_s + _GRACE_S:
-                late_s = now_s - running.watch.due_s
-                troubles.append(f"source {name}: the loop is stuck, {late_s:.0f} s overdue")
-        return troubles
+        return troubles + self._stuck()
 
     async def refresh_metrics(self) -> None:
         """Count what is only counted when somebody looks."""
@@ -235,12 +234,24 @@ class Daemon:
             pruned = await self._journal.prune(before_ms, delivered)
 
     async def _feel(self) -> None:
-        """Measure how late the event loop wakes."""
+        """Measure how late the event loop wakes; feed the watchdog while every loop goes on."""
         loop = asyncio.get_running_loop()
+        tick_s = min(_TICK_S, (watchdog_s() or 60.0) / 3)
         while True:
-            due_s = loop.time() + _TICK_S
-            await asyncio.sleep(_TICK_S)
+            due_s = loop.time() + tick_s
+            await asyncio.sleep(tick_s)
             self.metrics.loop_lag.observe(max(0.0, loop.time() - due_s))
+            if watchdog_s() and not self._stuck():
+                notify("WATCHDOG=1")
+
+    def _stuck(self) -> list[str]:
+        """Sources whose loop gives no sign of life, a sentence each."""
+        now_s = asyncio.get_running_loop().time()
+        return [
+            f"source {name}: the loop is stuck, {now_s - running.watch.due_s:.0f} s overdue"
+            for name, running in self._running.items()
+            if running.watch is not None and now_s > running.watch.due_s + _GRACE_S
+        ]
 
 
 async def run(settings: Settings, vendors: Mapping[str, Vendor], signals: Signals) -> None:

@@ -233,7 +233,8 @@ class Visitor:
         visit.questions = [request for _, request in settling if request] + visit.questions
         tried: set[Key] = set()
         while visit.budget > 0 and not self._asker.hushed:
-            held = [each for each in self._held.items() if each[0] not in tried][: visit.budget]
+            held = sorted(self._held.items(), key=lambda each: each[1].tries)
+            held = [each for each in held if each[0] not in tried][: visit.budget]
             tried.update(key for key, _ in held)
             visit.budget -= len(held)
             batch = visit.questions[: visit.budget]
@@ -253,7 +254,10 @@ class Visitor:
                 await self._count_miss(visit, run)
 
     def _missing(self, visit: Visit) -> list[Known]:
-        """Watched runs that a listing read whole did not show, or a feed not for long."""
+        """Watched runs that a listing read whole did not show, or a feed not for long.
+
+        Those asked for in vain come last, so that they do not keep others from being asked for.
+        """
         index = self._ledger.index
         missing: list[Known] = []
         for scope in list(index.watched):
@@ -264,6 +268,7 @@ class Visitor:
             else:
                 before_ms = visit.began_ms - int(self._plan.resync_s * 1000)
             missing += index.unseen(scope, before_ms)
+        missing.sort(key=lambda run: self._misses.get(run.key, 0))
         return [run for run in missing if run.key not in self._held]
 
     async def _complete(self, visit: Visit, key: Key, held: Held) -> None:

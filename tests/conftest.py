@@ -18,6 +18,10 @@ from poller.errors import PollerError
 from poller.events import Recorded
 
 
+# Before Python 3.12 looptime would make a loop for the first test without one, and leave it open.
+asyncio.set_event_loop(None)
+
+
 @pytest.fixture(scope="session")
 def redis_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Broker]:
     broker = brokers.redis_server(tmp_path_factory.mktemp("redis"), appendonly=True)

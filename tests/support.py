@@ -1,4 +1,4 @@
-"""Drives a vendor without a loop, a network or a clock: question by question against a simulated world."""
+"""Drives a vendor without loop, network or clock, question by question."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def serve(vendor: Vendor, world: World) -> Answer:
 def read(
     vendor: Vendor, options: Any, memory: Memory, serve: Answer, *, limit: int = 1000
 ) -> list[Page]:
-    """One poll's pages: what `start` asks and everything that follows, with marks given on as they come."""
+    """One poll's pages: what `start` asks and all that follows, marks given on as they come."""
     marks = dict(memory.marks)
     memory = Memory(
         now_ms=memory.now_ms,

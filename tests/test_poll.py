@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from email.utils import formatdate
+from itertools import pairwise
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -14,9 +16,9 @@ import pytest
 import structlog
 
 from poller.asking import Plan
-from poller.errors import Invalid, Limited, Rejected, Unreachable, VendorError
+from poller.errors import Invalid, JournalError, Limited, Rejected, Unreachable, VendorError
 from poller.events import JobEvent, SourceEvent, rfc3339
-from poller.journal import open_journal
+from poller.journal import Journal, open_journal
 from poller.schedule import Pace
 from poller.telemetry import Metrics
 from poller.wire import Response
@@ -24,6 +26,7 @@ from tests.toy import (
     EPOCH_MS,
     PLAN,
     MemoryJournal,
+    Row,
     Server,
     ToyOptions,
     now_ms,
@@ -86,7 +89,7 @@ async def test_an_idle_source_is_polled_at_the_idle_interval(
 async def test_the_interval_varies_by_ten_per_cent(server: Server, journal: MemoryJournal) -> None:
     async with watched(server.fetch, journal, random=Random(7)):
         await asyncio.sleep(2000)
-    gaps = [after - before for before, after in zip(server.times(), server.times()[1:])]
+    gaps = [after - before for before, after in pairwise(server.times())]
     assert all(9 - 1e-5 <= gap <= 11 + 1e-5 for gap in gaps)
     assert min(gaps) < 9.2
     assert max(gaps) > 10.8
@@ -115,9 +118,9 @@ async def test_failed_polls_back_off_and_a_good_one_ends_it(
 ) -> None:
     server.answers["/list/"] = [error, error, error, {}]
     async with watched(server.fetch, journal):
-        await asyncio.sleep(100)
+        await asyncio.sleep(101)
     # From the end of one to the start of the next: 10 + half of 10, 30, 60 (the cap).
-    assert server.times()[:6] == [0, 15, 40, 80, 90, 100]
+    assert server.times() == [0, 15, 40, 80, 90, 100]
 
 
 async def test_refused_credentials_are_tried_again_ever_later_and_at_once_when_poked(
@@ -134,7 +137,7 @@ async def test_refused_credentials_are_tried_again_ever_later_and_at_once_when_p
 async def test_only_refusals_count_towards_the_wait_after_a_refusal(
     server: Server, journal: MemoryJournal
 ) -> None:
-    server.answers["/list/"] = [DOWN] * 9 + [Rejected("no")]
+    server.answers["/list/"] = [*[DOWN] * 9, Rejected("no")]
     async with watched(server.fetch, journal):
         await asyncio.sleep(1500)
     times = server.times()
@@ -163,7 +166,7 @@ async def test_the_next_sign_of_life_is_never_overdue(
             await asyncio.sleep(1)
             assert watch.due_s >= loop.time()
             assert watch.due_s <= loop.time() + 660
-    assert len(server.times("/list/d")) == 3
+    assert server.times("/list/d") == [450, 1050, 1650, 2250, 2850]
 
 
 async def test_what_is_due_after_a_poke_is_the_next_answer(
@@ -261,7 +264,7 @@ async def test_a_poke_does_not_undercut_retry_after(server: Server, journal: Mem
     assert server.times() == [0, 100]
 
 
-async def test_a_throttled_question_by_id_without_a_delay_delays_no_poll_and_is_the_last_of_its_poll(
+async def test_a_throttled_question_by_id_delays_no_poll_and_is_the_last_of_its_poll(
     server: Server, journal: MemoryJournal
 ) -> None:
     server.answers["/sweep/0"] = Limited("slowly")
@@ -327,7 +330,7 @@ async def test_no_poll_asks_more_questions_by_id_than_the_rate_gives_in_an_inter
             await asyncio.sleep(10)
             counts.append(len(server.paths("/run")))
     assert counts[-1] == 35
-    assert all(after - before <= 10 for before, after in zip([0, *counts], counts))
+    assert all(after - before <= 10 for before, after in pairwise([0, *counts]))
     assert len(server.times("/list")) >= 5
     assert journal.told()[35:] == [(f"r{n}", "succeeded") for n in range(35)]
 
@@ -341,11 +344,10 @@ async def test_the_questions_of_held_rows_keep_to_the_budget_too(
         await asyncio.sleep(9)
         server.lists(*(row(f"r{n}", "failed") for n in range(25)))
         for number in range(25):
-            server.answers[f"/why/r{number}"] = {**why(f"r{number}", "disk full")}
-        await asyncio.sleep(16)
+            server.answers[f"/why/r{number}"] = why(f"r{number}", "disk full")
+        await asyncio.sleep(10.5)
         assert len(server.times("/why")) == 10
-        assert len(server.times("/list")) == 2
-        await asyncio.sleep(35)
+        await asyncio.sleep(40)
     assert journal.told()[25:] == [(f"r{n}", "failed") for n in range(25)]
 
 
@@ -376,8 +378,6 @@ async def test_pages_that_lead_on_for_ever_are_a_failed_poll(
         Response(status=429),
         Response(status=200, body=b"<html>log in</html>"),
         Response(status=200, body=b'{"rows": [{"id": "a"'),
-        Response(status=200, body=b"[]"),
-        Response(status=200, body=b'{"rows": 7}'),
     ],
 )
 async def test_a_poll_fault_changes_no_run(
@@ -661,9 +661,11 @@ async def test_first_contact_lasts_until_the_questions_that_the_listing_called_f
     server.lists(questions=[f"/run/{name}" for name in names])
     for name in names:
         server.answers[f"/run/{name}"] = {"rows": [row(name, "running")]}
-    async with watched(server.fetch, journal, plan(rate_per_s=0.5, concurrency=5)):
+    async with watched(
+        server.fetch, journal, plan(ToyOptions(feed=True), rate_per_s=0.5, concurrency=5)
+    ):
         await asyncio.sleep(5)
-        assert 0 < len(journal.told()) < 5
+        assert len(journal.told()) == 5
         server.lists(questions=[f"/run/{name}" for name in names[5:]])
         await asyncio.sleep(12)
         server.lists(questions=[f"/run/{name}" for name in names[10:]])
@@ -752,7 +754,7 @@ async def test_a_missing_run_that_nobody_can_tell_of_has_vanished_after_so_many_
         await asyncio.sleep(15)
         server.lists()
         server.answers["/run/a"] = answer
-        await asyncio.sleep(55)
+        await asyncio.sleep(56)
     assert server.times("/list") == [0, 10, 20, 30, 40, 50, 60, 70]  # it delays no poll
     assert server.times("/run") == [20, 30, 40] * settles
     assert journal.told() == [("a", "running"), ("a", "unknown")]
@@ -775,7 +777,8 @@ async def test_a_missing_run_that_can_be_told_of_in_time_has_not_vanished(
 
 
 async def test_only_misses_in_a_row_count(server: Server, journal: MemoryJournal) -> None:
-    there, away = {"rows": [row("a", "running")]}, {"rows": []}
+    there: Row = {"rows": [row("a", "running")]}
+    away: Row = {}
     server.answers["/list/"] = [there, away, away, there, away, away, there, away, away, away, {}]
     server.answers["/run/a"] = DOWN
     async with watched(server.fetch, journal):
@@ -866,7 +869,7 @@ async def test_a_run_that_a_feed_has_not_shown_for_long_is_asked_for(
         assert server.asked[-2:] == [(110, "/run/a"), (110, "/run/b")]
         assert journal.told()[2:] == [("b", "unknown")]
         await asyncio.sleep(200)
-    assert server.times("/run/a") == [110, 220, 310]
+    assert server.times("/run/a") == [110, 220]
     assert server.times("/run/b") == [110]
 
 
@@ -885,7 +888,7 @@ async def test_a_held_row_is_told_with_what_was_asked(
     server: Server, journal: MemoryJournal
 ) -> None:
     server.lists(row("a", "running"))
-    server.answers["/why/a"] = {**why("a", "disk full", ended_ms=EPOCH_MS + 17_000)}
+    server.answers["/why/a"] = why("a", "disk full", ended_ms=EPOCH_MS + 17_000)
     async with watched(server.fetch, journal, plan(ASKS)):
         await fails(server)
         await asyncio.sleep(30)
@@ -917,7 +920,7 @@ async def test_the_question_of_a_held_row_may_lead_on(
 ) -> None:
     server.lists(row("a", "running"))
     server.answers["/why/a"] = {"questions": ["/why/a/2"]}
-    server.answers["/why/a/2"] = {**why("a", "disk full")}
+    server.answers["/why/a/2"] = why("a", "disk full")
     async with watched(server.fetch, journal, plan(ASKS)):
         await fails(server)
         await asyncio.sleep(10)
@@ -929,7 +932,7 @@ async def test_the_question_of_a_held_row_is_put_again_and_no_poll_is_delayed(
     server: Server, journal: MemoryJournal
 ) -> None:
     server.lists(row("a", "running"))
-    server.answers["/why/a"] = [DOWN, Invalid("?"), {**why("a", "disk full")}]
+    server.answers["/why/a"] = [DOWN, Invalid("?"), why("a", "disk full")]
     async with watched(server.fetch, journal, plan(ASKS)):
         await fails(server)
         await asyncio.sleep(20)
@@ -975,8 +978,8 @@ async def test_a_held_row_whose_question_was_not_sent_is_not_given_up(
     server: Server, journal: MemoryJournal
 ) -> None:
     server.lists(row("a", "running"), row("b", "running"))
-    server.answers["/why/a"] = [Limited("slowly")] * 5 + [{**why("a", "x")}]
-    server.answers["/why/b"] = {**why("b", "disk full")}
+    server.answers["/why/a"] = [Limited("slowly")]
+    server.answers["/why/b"] = why("b", "disk full")
     one_by_one = plan(ASKS, rate_per_s=2, concurrency=2)
     async with watched(server.fetch, journal, one_by_one):
         await asyncio.sleep(5)
@@ -984,7 +987,7 @@ async def test_a_held_row_whose_question_was_not_sent_is_not_given_up(
         await asyncio.sleep(30)
     assert server.times("/list") == [0, 10, 20, 30]
     assert len(server.paths("/why/a")) == 3
-    assert journal.told()[2:] == [("a", "failed"), ("b", "failed")]
+    assert journal.told()[2:] == [("b", "failed"), ("a", "failed")]
     assert journal.of("b")[-1].data.error is not None
 
 
@@ -1044,7 +1047,7 @@ async def test_a_held_row_is_not_asked_for_as_missing(
     server: Server, journal: MemoryJournal
 ) -> None:
     server.lists(row("a", "running"))
-    server.answers["/why/a"] = [DOWN, DOWN, {**why("a", "disk full")}]
+    server.answers["/why/a"] = [DOWN, DOWN, why("a", "disk full")]
     async with watched(server.fetch, journal, plan(ASKS)):
         await fails(server)
         await asyncio.sleep(10)
@@ -1075,7 +1078,7 @@ async def test_marks_are_given_back_at_once_and_saved_after_a_poll_in_which_all_
     server: Server, journal: MemoryJournal
 ) -> None:
     server.lists(row("a", "running"), marks={"upto": "1", "x": "y"})
-    server.answers["/why/a"] = [DOWN, DOWN, {**why("a", "disk full")}]
+    server.answers["/why/a"] = [DOWN, DOWN, why("a", "disk full")]
     async with watched(server.fetch, journal, plan(ASKS)) as watch:
         await asyncio.sleep(5)
         assert journal.marks == {"upto": "1", "x": "y"}
@@ -1121,7 +1124,7 @@ async def test_a_stop_saves_no_marks_of_rows_that_are_still_held(
         server.lists(row("a", "failed"), marks={"upto": "2"})
         await asyncio.sleep(10)
     assert journal.marks == {"upto": "1"}
-    server.answers["/why/a"] = {**why("a", "disk full")}
+    server.answers["/why/a"] = why("a", "disk full")
     async with watched(server.fetch, journal, plan(options)):
         await asyncio.sleep(5)
     assert journal.told() == [("a", "running"), ("a", "failed")]
@@ -1141,7 +1144,7 @@ async def test_a_vendor_learns_whether_the_poll_before_read_all(
     server.answers["/list/"] = [{}, {}, DOWN, {}, {}]
     vendor = replace(PLAN.vendor, start=noting)
     async with watched(server.fetch, journal, plan(vendor=vendor)):
-        await asyncio.sleep(50)
+        await asyncio.sleep(56)
     assert told == [
         (False, None),
         (True, EPOCH_MS),
@@ -1177,6 +1180,12 @@ async def test_a_restart_repeats_nothing_and_tells_what_happened_meanwhile(
     assert sequences == list(range(1, 9))
 
 
+async def saved(journal: Journal) -> AsyncIterator[dict[str, str]]:
+    """The marks that the journal holds, looked at again and again."""
+    while True:
+        yield (await journal.load("s")).marks
+
+
 @pytest.mark.looptime(False)
 async def test_a_restart_reads_the_real_journal(server: Server, tmp_path: Path) -> None:
     path = tmp_path / "journal.db"
@@ -1184,8 +1193,7 @@ async def test_a_restart_reads_the_real_journal(server: Server, tmp_path: Path) 
     server.lists(row("a", "running", queued_ms=5, marker="7"), marks={"upto": "1"})
     async with open_journal(path) as journal, watched(server.fetch, journal, fast):
         await journal.grown(0)
-        while (await journal.load("s")).marks != {"upto": "1"}:
-            await asyncio.sleep(0)
+        await anext(marks async for marks in saved(journal) if marks)
     server.lists(row("a", "succeeded", queued_ms=5, marker="7"), row("b", "queued"))
     async with open_journal(path) as journal, watched(server.fetch, journal, fast) as watch:
         assert watch.ledger.marks == {"upto": "1"}
@@ -1216,9 +1224,9 @@ async def test_a_clean_stop_remembers_the_last_good_poll(
 async def test_a_journal_that_cannot_be_written_ends_the_loop(server: Server) -> None:
     class Full(MemoryJournal):
         async def commit(self, commit: Any) -> None:
-            raise OSError("disk full")
+            raise JournalError(f"disk full: {commit.source}")
 
-    with pytest.RaisesGroup(OSError, allow_unwrapped=True, flatten_subgroups=True):
+    with pytest.RaisesGroup(JournalError, allow_unwrapped=True, flatten_subgroups=True):
         async with watched(server.fetch, Full()):
             server.lists(row("a", "running"))
             await asyncio.sleep(50)
@@ -1261,12 +1269,12 @@ async def test_a_forgotten_run_that_is_still_shown_is_no_news(
 async def test_a_provisional_run_becomes_the_real_one(
     server: Server, journal: MemoryJournal
 ) -> None:
-    server.lists(row("", "running", job="j", run_id="j@5"))
+    server.lists(row("j@5", "running", job="j"))
     async with watched(server.fetch, journal) as watch:
         await asyncio.sleep(5)
-        server.lists(row("", "running", job="j", run_id="77", was="j@5"))
+        server.lists(row("77", "running", job="j", was="j@5"))
         await asyncio.sleep(10)
-        server.lists(row("", "succeeded", job="j", run_id="77"))
+        server.lists(row("77", "succeeded", job="j"))
         await asyncio.sleep(10)
         assert list(watch.ledger.index.runs) == [("j", "77")]
     first, last = (event for event in journal.events() if isinstance(event, JobEvent))

@@ -100,7 +100,7 @@ def test_a_slower_pace_lives_the_same_life_more_slowly() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_every_state_that_a_vendor_can_show_comes_about(kind: Kind) -> None:
     shown = {step.state for step in lived(kind).account} - {None}
-    # a stream never succeeds, and what stands in for another state is not always reached
+    # a stream never succeeds by itself
     assert shown == kind.states - ({State.SUCCEEDED} if kind.stream else set())
 
 

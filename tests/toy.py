@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -102,9 +102,8 @@ def _parse(options: ToyOptions, request: Request, response: Response, memory: Me
 
 def _seen(row: Row, scope: str) -> Seen:
     fields = {"run_id": row["id"], "vendor_state": row["state"].upper(), "scope": scope} | row
-    job = Job(fields.pop("job", None) or fields.pop("id"))
-    fields.pop("id", None)
-    why = fields.pop("why", None)
+    run_id, why = fields.pop("id"), fields.pop("why", None)
+    job = Job(fields.pop("job", run_id))
     return Seen(
         **fields | {"state": State(row["state"])},
         job=job,
@@ -297,6 +296,6 @@ def row(run_id: str, state: str, **fields: Any) -> Row:
     return {"id": run_id, "state": state, **fields}
 
 
-def why(run_id: str, text: str, **fields: Any) -> Mapping[str, Sequence[Row]]:
+def why(run_id: str, text: str, **fields: Any) -> Row:
     """The answer that tells why a run failed."""
     return {"rows": [row(run_id, "failed", why=text, **fields)]}

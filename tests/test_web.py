@@ -1,0 +1,215 @@
+"""Health and metrics over HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import aiohttp
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from poller import web
+from poller.errors import JournalError, PollerError
+from poller.telemetry import Metrics
+
+TOKEN = "Pl4nted-T0ken-ü"
+
+
+class Patient:
+    """A daemon that is as the test says."""
+
+    def __init__(self, *troubles: str, error: PollerError | None = None) -> None:
+        self.metrics = Metrics()
+        self.refreshed = 0
+        self._troubles = troubles
+        self._error = error
+
+    async def troubles(self) -> list[str]:
+        if self._error is not None:
+            raise self._error
+        return list(self._troubles)
+
+    async def refresh_metrics(self) -> None:
+        self.refreshed += 1
+        self.metrics.runs.labels("a", "running").set(self.refreshed)
+
+
+class Stuck(Patient):
+    """A daemon that does not tell how it is."""
+
+    async def troubles(self) -> list[str]:
+        await asyncio.Event().wait()
+        return []
+
+
+@asynccontextmanager
+async def serving(
+    health: web.Health, token: str | None = None, listen: str = "127.0.0.1:0"
+) -> AsyncIterator[aiohttp.ClientSession]:
+    async with web.serve(listen, token, health) as url, aiohttp.ClientSession(url) as session:
+        yield session
+
+
+def bearer(token: str, scheme: str = "Bearer") -> dict[str, str]:
+    return {"Authorization": f"{scheme} {token}"}
+
+
+# Health
+
+
+async def test_healthz_says_that_the_process_runs_whatever_ails_it() -> None:
+    async with serving(Patient("redis: away")) as client, client.get("/healthz") as response:
+        assert (response.status, await response.text()) == (200, "ok\n")
+
+
+async def test_readyz_is_200_if_nothing_is_wrong() -> None:
+    async with serving(Patient()) as client, client.get("/readyz") as response:
+        assert response.status == 200
+        assert response.content_type == "application/json"
+        assert await response.json() == {"ready": True, "reasons": []}
+
+
+async def test_readyz_is_503_with_every_reason() -> None:
+    reasons = ["redis: nothing listens there", "source kylin-prod: the loop is stuck"]
+    async with serving(Patient(*reasons)) as client, client.get("/readyz") as response:
+        assert response.status == 503
+        assert await response.json() == {"ready": False, "reasons": reasons}
+
+
+async def test_readyz_is_503_if_even_asking_fails() -> None:
+    patient = Patient(error=JournalError("journal.db: disk I/O error"))
+    async with serving(patient) as client, client.get("/readyz") as response:
+        assert response.status == 503
+        assert (await response.json())["reasons"] == ["journal.db: disk I/O error"]
+
+
+@pytest.mark.looptime
+async def test_readyz_is_503_within_five_seconds_if_the_daemon_is_stuck() -> None:
+    loop = asyncio.get_running_loop()
+    async with serving(Stuck()) as client:
+        began_s = loop.time()
+        async with client.get("/readyz") as response:
+            assert response.status == 503
+            assert "within 4 s" in (await response.json())["reasons"][0]
+        assert 4 <= loop.time() - began_s <= 5
+
+
+# Metrics
+
+
+async def test_metrics_are_brought_up_to_date_and_in_the_format_that_they_claim() -> None:
+    patient = Patient()
+    async with serving(patient) as client:
+        for number in (1, 2):
+            async with client.get("/metrics") as response:
+                assert response.status == 200
+                assert response.headers["Content-Type"].startswith("text/plain; version=")
+                assert response.charset == "utf-8"
+                families = text_string_to_metric_families(await response.text())
+                [runs] = [family for family in families if family.name == "poller_runs"]
+                assert runs.samples[0].value == number
+
+
+# The token
+
+PATHS = ["/readyz", "/metrics", "/", "/api/v1/sources", "/healthz/", "/nowhere"]
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        bearer(""),
+        bearer("wrong"),
+        bearer(TOKEN[:-1]),
+        bearer(TOKEN + "x"),
+        bearer(TOKEN, "Basic"),
+        bearer(TOKEN, "Token"),
+        {"Authorization": TOKEN},
+        {"Authorization": "Bearer"},
+    ],
+    ids=range(9),
+)
+async def test_every_path_but_healthz_wants_the_token(path: str, headers: dict[str, str]) -> None:
+    async with (
+        serving(Patient(), TOKEN) as client,
+        client.get(path, headers=headers) as response,
+    ):
+        assert response.status == 401
+        assert response.headers["WWW-Authenticate"] == "Bearer"
+        assert await response.read() == b""
+
+
+@pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
+@pytest.mark.parametrize(("path", "status"), [("/readyz", 200), ("/metrics", 200), ("/x", 404)])
+async def test_the_right_token_opens_every_path(path: str, status: int, scheme: str) -> None:
+    async with (
+        serving(Patient(), TOKEN) as client,
+        client.get(path, headers=bearer(TOKEN, scheme)) as response,
+    ):
+        assert response.status == status
+
+
+async def test_healthz_wants_no_token() -> None:
+    async with serving(Patient(), TOKEN) as client, client.get("/healthz") as response:
+        assert response.status == 200
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
+async def test_nothing_can_be_changed(method: str) -> None:
+    async with serving(Patient()) as client, client.request(method, "/readyz") as response:
+        assert response.status == 405
+
+
+# The address
+
+
+async def test_an_address_that_is_taken_is_told_in_a_sentence() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        listen = f"127.0.0.1:{taken.getsockname()[1]}"
+        with pytest.raises(PollerError) as caught:
+            async with web.serve(listen, None, Patient()):
+                pass
+    assert str(caught.value).startswith(f"http.listen: cannot listen on {listen}: ")
+    assert str(caught.value).endswith("address already in use")
+
+
+async def test_a_host_that_is_none_is_told_in_a_sentence() -> None:
+    with pytest.raises(PollerError, match=r"^http\.listen: cannot listen on 192\.0\.2\.1:0: \w+"):
+        async with web.serve("192.0.2.1:0", None, Patient()):
+            pass
+
+
+async def test_it_listens_on_ipv6() -> None:
+    async with web.serve("[::1]:0", None, Patient()) as url:
+        assert url.startswith("http://[::1]:")
+        async with aiohttp.ClientSession(url) as client, client.get("/healthz") as response:
+            assert response.status == 200
+
+
+async def test_without_a_host_it_listens_everywhere() -> None:
+    async with web.serve(":0", TOKEN, Patient()) as url:
+        assert url.startswith("http://localhost:")
+
+
+async def test_the_port_is_free_again_when_the_context_ends() -> None:
+    async with web.serve("127.0.0.1:0", None, Patient()) as url:
+        listen = url.removeprefix("http://")
+    async with web.serve(listen, None, Patient()) as again:
+        assert again == url
+
+
+async def test_an_idle_client_does_not_hold_up_the_end() -> None:
+    async with (
+        asyncio.timeout(10),
+        aiohttp.ClientSession() as client,
+        web.serve("127.0.0.1:0", None, Patient()) as url,
+        client.get(f"{url}/healthz") as response,
+    ):
+        assert response.status == 200
