@@ -109,7 +109,7 @@ async def run(*, seconds: float | None, seed: int, colours: Mapping[str, str]) -
         log = stack.enter_context((folder / "poller.log").open("w", encoding="utf-8"))
         telemetry.configure_logs(log)
         config = folder / "settings.toml"
-        config.write_text(_settings(redis.url, mqtt.url, folder, urls), encoding="utf-8")
+        config.write_text(_settings(redis.url, mqtt, folder, urls), encoding="utf-8")
         board = Board(colours)
         async with _daemon(config) as url:
             _introduce(console, redis, mqtt, url)
@@ -123,8 +123,9 @@ async def _simulated(stack: AsyncExitStack, name: str, seed: int) -> str:
     return await stack.enter_async_context(sim.serve(vendor, world, now_ms=app.now_ms))
 
 
-def _settings(redis: str, mqtt: str, folder: Path, urls: Mapping[str, str]) -> str:
+def _settings(redis: str, mqtt: brokers.Broker, folder: Path, urls: Mapping[str, str]) -> str:
     """The settings of the demo: what an operator would write, but for the short intervals."""
+    protocol = "3.1.1" if mqtt.name == "amqtt" else "auto"  # amqtt leaves MQTT 5 unanswered
     own = {
         "cdm": 'project_id = "demo"\ncluster_id = "demo"',
         "dataarts": 'project_id = "demo"',
@@ -142,7 +143,8 @@ drain = "2s"
 [redis]
 url = "{redis}/0"
 [mqtt]
-url = "{mqtt}"
+url = "{mqtt.url}"
+protocol = "{protocol}"
 [http]
 listen = "127.0.0.1:0"
 [defaults]

@@ -127,7 +127,8 @@ def test_a_broker_that_does_not_start_says_why(tmp_path: Path) -> None:
 
 def test_a_broker_that_never_answers_is_given_up(tmp_path: Path) -> None:
     port = brokers.free_port()
-    mute = Broker("mute", lambda _: ("sleep", "60"), folder=tmp_path, scheme="mqtt", port=port)
+    command = (sys.executable, "-c", "import time; time.sleep(60)")
+    mute = Broker("mute", lambda _: command, folder=tmp_path, scheme="mqtt", port=port)
     with pytest.raises(PollerError, match="mute does not start: it says nothing"):
         mute.start(within_s=0.05)
     assert mute.pid is None

@@ -1057,6 +1057,22 @@ async def test_a_held_row_is_not_asked_for_as_missing(
     assert journal.told() == [("a", "running"), ("a", "failed")]
 
 
+async def test_an_end_told_by_id_may_be_held_too_and_is_then_no_miss(
+    server: Server, journal: MemoryJournal
+) -> None:
+    server.lists(row("a", "running"))
+    server.answers["/run/a"] = [DOWN, DOWN, {"rows": [row("a", "failed")]}]
+    server.answers["/why/a"] = [DOWN, DOWN, why("a", "disk full")]
+    async with watched(server.fetch, journal, plan(ASKS)):
+        await asyncio.sleep(5)
+        server.lists()
+        await asyncio.sleep(60)
+    assert server.times("/run") == [10, 20, 30]
+    assert server.times("/why") == [30, 40, 50]
+    assert journal.told() == [("a", "running"), ("a", "failed")]
+    assert journal.of("a")[-1].data.error is not None
+
+
 async def test_a_held_row_keeps_the_source_from_idling(
     server: Server, journal: MemoryJournal
 ) -> None:

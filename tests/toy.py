@@ -17,7 +17,7 @@ from poller.events import Event, JobEvent, decode
 from poller.fetch import Fetch
 from poller.journal import Journal
 from poller.known import Commit, Condition, Key, Known, Memories, Memory, key_of
-from poller.ledger import FirstContact, open_ledger
+from poller.ledger import FirstContact, Ledger, open_ledger
 from poller.poll import Plan, Watch
 from poller.runs import Job, Ms, Problem, Seen, State
 from poller.schedule import Pace
@@ -255,6 +255,29 @@ PLAN = Plan(
 )
 
 
+async def ledger_of(
+    journal: MemoryJournal | Journal,
+    plan: Plan = PLAN,
+    metrics: Metrics | None = None,
+    *,
+    first_contact: FirstContact = "active",
+    down_after: int = 3,
+    retention_s: float = 86_400.0,
+    at_ms: Ms | None = None,
+) -> Ledger:
+    """The ledger that a start finds in the journal."""
+    return await open_ledger(
+        cast("Journal", journal),
+        metrics or Metrics(),
+        source=plan.source,
+        vendor=plan.vendor.name,
+        first_contact=first_contact,
+        down_after=down_after,
+        retention_s=retention_s,
+        now_ms=now_ms() if at_ms is None else at_ms,
+    )
+
+
 @asynccontextmanager
 async def watched(
     fetch: Fetch,
@@ -263,23 +286,15 @@ async def watched(
     *,
     random: Random | None = None,
     metrics: Metrics | None = None,
-    first_contact: FirstContact = "active",
-    down_after: int = 3,
-    retention_s: float = 86_400.0,
     now_ms: Callable[[], Ms] = now_ms,
+    **more: Any,
 ) -> AsyncIterator[Watch]:
-    """A source under watch from now on; leaving stops it, as a restart would."""
+    """A source under watch from now on; leaving stops it, as a restart would.
+
+    What else is given goes to its ledger.
+    """
     metrics = metrics or Metrics()
-    ledger = await open_ledger(
-        cast("Journal", journal),
-        metrics,
-        source=plan.source,
-        vendor=plan.vendor.name,
-        first_contact=first_contact,
-        down_after=down_after,
-        retention_s=retention_s,
-        now_ms=now_ms(),
-    )
+    ledger = await ledger_of(journal, plan, metrics, at_ms=now_ms(), **more)
     watch = Watch(plan, ledger, fetch, metrics, now_ms=now_ms, random=random or Middle())
     task = asyncio.create_task(watch.run())
     try:

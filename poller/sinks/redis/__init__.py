@@ -336,7 +336,8 @@ _ADVICE: Final = {
     "NOAUTH": "it wants redis.username and redis.password",
     "WRONGPASS": "it refuses redis.username or redis.password",
     "NOPERM": "allow the user what deploy/redis.acl lists",
-    "can't run this command": "allow the user what deploy/redis.acl lists",  # in a script
+    "can't run this command": "allow the user what deploy/redis.acl lists",  # Redis, in a script
+    "ACL failure in script": "allow the user what deploy/redis.acl lists",  # Valkey
     "OOM": "its memory is full: raise maxmemory, or lower redis.retention or redis.max_events",
     "READONLY": "it has become a replica",
     "MISCONF": "it does not write, since it cannot save to its disk",

@@ -77,7 +77,8 @@ class Address(NamedTuple):
         return client
 
     def _check(self, info: Mapping[str, Any]) -> None:
-        version, mode = str(info.get("redis_version", "0")), info.get("redis_mode")
+        version = str(info.get("redis_version", "0"))
+        mode = info.get("redis_mode") or info.get("server_mode")  # Redis or Valkey
         if tuple(int(part) for part in version.split(".")[:2]) < OLDEST:
             raise RedisError(f"version {version} is too old: Redis 6.2 or Valkey 7.2 at least")
         if mode == "sentinel":

@@ -1,0 +1,468 @@
+"""Laws of the whole chain: what is published of any history, however it is polled, is true.
+
+A simulated world is watched through each vendor's own API by the real loop, in simulated time,
+with faults, restarts and crashes. Then the published account is held against the world's own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from functools import partial
+from itertools import groupby, pairwise
+from math import inf
+from random import Random
+from typing import Any, Literal
+
+import looptime
+import msgspec
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from poller import vendors
+from poller.asking import Asker, Plan
+from poller.errors import Unreachable
+from poller.events import JobData, JobEvent, Previous
+from poller.known import Commit, Condition
+from poller.payload import iso_ms
+from poller.runs import TERMINAL, Ms, State
+from poller.schedule import Pace
+from poller.telemetry import Metrics
+from poller.visit import Visitor
+from poller.wire import Request, Response, Vendor
+from poller.world import Kind, SimRun, Step, World
+from tests import toy
+from tests.toy import EPOCH_MS, MemoryJournal, ToyOptions, now_ms, watched
+
+SHORT = settings(
+    derandomize=True,
+    max_examples=20,
+    deadline=None,
+    suppress_health_check=[HealthCheck.too_slow],
+)
+EVERY = partial(looptime.new_event_loop, noop_cycles=1)
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cdm": {"project_id": "p", "cluster_id": "c"},
+    "dataarts": {"project_id": "p"},
+    "datameer": {"sweep_interval": "2s"},
+    "kylin": {},
+    "scale": {},
+}
+
+
+# A vendor without peculiarities: a list of what is active, and every run by its id.
+
+
+def _rows(world: World, request: Request) -> Response:
+    _, kind, name, *_ = request.path.split("/")
+    if kind == "list":
+        return _json(*map(_row, world.active()))
+    run = world.runs.get(int(name))
+    return Response(status=404) if run is None else _json(_row(run, problem=kind == "why"))
+
+
+def _row(run: SimRun, *, problem: bool = False) -> toy.Row:
+    now = run.now
+    row = toy.row(str(run.number), now.state, marker=str(now.queued_ms), queued_ms=now.queued_ms)
+    row |= {"started_ms": now.started_ms, "ended_ms": now.ended_ms}
+    return row | ({"why": now.problem} if problem else {})
+
+
+def _json(*rows: toy.Row) -> Response:
+    return Response(status=200, body=msgspec.json.encode({"rows": rows}))
+
+
+PLAIN = replace(
+    toy.VENDOR, render=_rows, kinds=(Kind(reopens=True, vanishes=True), Kind(vanishes=True))
+)
+
+
+def vendor_of(name: str) -> tuple[Vendor, Any]:
+    """A vendor and its options, by name; `plain` is the one above."""
+    if name == "plain":
+        return PLAIN, ToyOptions(asks=True)
+    vendor = vendors.load(name)
+    return vendor, vendor.options.model_validate(OPTIONS[name])
+
+
+# What happens to a source while it is watched
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What goes wrong with a share of the requests for a while."""
+
+    from_s: float
+    for_s: float
+    kind: Literal["lost", "500", "429", "401", "html", "torn"]
+    share: float
+    by_id: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Script:
+    """A history of a source and of its watching, to be played again and again alike."""
+
+    seed: int
+    interval_s: float
+    steps: tuple[tuple[str, float], ...]
+    faults: tuple[Fault, ...]
+
+    @property
+    def undisturbed(self) -> bool:
+        """Whether the daemon ran through, and no question by id went wrong."""
+        through = {step for step, _ in self.steps} <= {"go", "poke"}
+        return through and not any(fault.by_id for fault in self.faults)
+
+
+def seconds(least: float, most: float) -> st.SearchStrategy[float]:
+    """Times of whole milliseconds."""
+    return st.integers(int(least * 1000), int(most * 1000)).map(lambda ms: ms / 1000)
+
+
+FAULTS = st.builds(
+    Fault,
+    seconds(0, 60),
+    seconds(0.5, 15),
+    st.sampled_from(("lost", "500", "429", "401", "html", "torn")),
+    st.sampled_from((1.0, 0.3)),
+    st.booleans(),
+)
+STEPS = st.sampled_from(("go", "go", "poke", "poke", "restart", "crash"))
+SCRIPTS = st.builds(
+    Script,
+    st.integers(0, 10_000),
+    seconds(0.4, 4),
+    st.lists(st.tuples(STEPS, seconds(0.2, 15)), min_size=3, max_size=8).map(tuple),
+    st.lists(FAULTS, max_size=3).map(tuple),
+)
+
+
+class MortalJournal(MemoryJournal):
+    """What is committed after its death is lost, as after a kill -9; a new daemon revives it."""
+
+    dies_in: int | None = None
+
+    async def commit(self, commit: Commit) -> None:
+        if self.dies_in is not None:
+            self.dies_in -= 1
+            if self.dies_in < 0:
+                return
+        await super().commit(commit)
+
+
+@dataclass(slots=True)
+class Play:
+    """A script being played at a vendor's."""
+
+    vendor: Vendor
+    options: Any
+    script: Script
+    world: World
+    journal: MortalJournal = field(default_factory=MortalJournal)
+    lasts: bool = True
+    contact_ms: float = inf
+    good_ms: list[Ms] = field(default_factory=list)
+    runs: dict[int, SimRun] = field(default_factory=dict)
+    chance: Random = field(default_factory=lambda: Random(1))
+
+    async def fetch(self, request: Request) -> Response:
+        """The vendor's answer, or what goes wrong instead."""
+        at_ms = now_ms()
+        if self.lasts:
+            self.world.advance(at_ms)
+            self.runs |= self.world.runs
+        answer = self.vendor.render(self.world, request)
+        second = (at_ms - EPOCH_MS) / 1000
+        for fault in self.script.faults if self.lasts else ():
+            hit = fault.from_s <= second < fault.from_s + fault.for_s
+            if hit and fault.by_id >= request.by_id and self.chance.random() < fault.share:
+                return _spoiled(fault.kind, answer)
+        return answer
+
+    async def run(self) -> None:
+        """Play it to the end; then the world stands still, and what is left is found out."""
+        pace = Pace(
+            interval_s=self.script.interval_s,
+            idle_interval_s=self.script.interval_s,
+            retry_refused_s=5.0,
+        )
+        plan = Plan(
+            source="s",
+            vendor=self.vendor,
+            options=self.options,
+            pace=pace,
+            concurrency=8,
+            rate_per_s=50.0,
+            resync_s=5.0,
+            vanish_after=3,
+            timeout_s=10.0,
+        )
+        steps = iter(self.script.steps)
+        while await self._watch(plan, steps):
+            await asyncio.sleep(self.chance.uniform(0, 5))
+
+    async def _watch(self, plan: Plan, steps: Iterator[tuple[str, float]]) -> bool:
+        """Watch until the next restart; whether there was one."""
+        random = Random(self.script.seed)
+        async with watched(self.fetch, self.journal, plan, random=random) as watch:
+            for step, for_s in steps:
+                if step == "crash":
+                    self.journal.dies_in = self.chance.randrange(12)
+                await asyncio.sleep(for_s)
+                self._note(watch.ledger.condition)
+                if step == "poke":
+                    watch.poke.set()
+                elif step != "go":
+                    break
+            else:
+                self.lasts = False
+                for _ in range(10):
+                    watch.poke.set()
+                    await asyncio.sleep(1.1)
+                    self._note(watch.ledger.condition)
+                return False
+        self.journal.dies_in = None
+        return True
+
+    def _note(self, condition: Condition) -> None:
+        """Note the last good poll, and by when first contact was over."""
+        if self.journal.dies_in is None and condition.contact_done:
+            self.contact_ms = min(self.contact_ms, now_ms())
+            self.good_ms.append(condition.last_good_ms or 0)
+
+
+def _spoiled(kind: str, answer: Response) -> Response:
+    match kind:
+        case "lost":
+            raise Unreachable("no whole answer")
+        case "429":
+            return Response(status=429, headers={"retry-after": "2"})
+        case "html":
+            return Response(status=200, body=b"<html><h1>Please log in</h1></html>")
+        case "torn":
+            return Response(status=200, body=answer.body[: len(answer.body) // 2])
+        case _:
+            return Response(status=int(kind))
+
+
+def play(name: str, script: Script) -> Play:
+    """Play a script at a vendor's, in simulated time."""
+    vendor, options = vendor_of(name)
+    world = World(kinds=vendor.kinds, seed=script.seed, jobs=6, now_ms=EPOCH_MS - 30_000, pace=0.5)
+    world.advance(EPOCH_MS)
+    played = Play(vendor, options, script, world)
+    with asyncio.Runner(loop_factory=EVERY) as runner:
+        runner.run(played.run())
+    return played
+
+
+# The published account against the true one
+
+Account = list[JobEvent]
+
+
+@dataclass(frozen=True, slots=True)
+class Stay:
+    """A run was in a state from a time on until another."""
+
+    attempt: int
+    state: State | None
+    from_ms: Ms
+    until_ms: float
+
+
+def truth_of(world: World) -> dict[int, list[Stay]]:
+    """Run's number → its true account, in order."""
+    steps: dict[int, list[Step]] = defaultdict(list)
+    for step in world.account:
+        steps[step.number].append(step)
+    return {
+        number: [
+            Stay(step.attempt, step.state, step.at_ms, after)
+            for step, after in zip(own, [*(step.at_ms for step in own[1:]), inf], strict=True)
+        ]
+        for number, own in steps.items()
+    }
+
+
+def accounts_of(played: Play) -> dict[int, Account]:
+    """Run's number → what was published of it, also before its real id was known."""
+    numbers: dict[str, int] = {}
+    for run in played.runs.values():
+        numbers |= {str(run.number): run.number, run.uuid: run.number}
+        if run.definition.kind.stream:
+            numbers[run.definition.name] = run.number
+        numbers[f"{run.definition.number}@{(run.now.started_ms or 0) // 1000}"] = run.number
+    accounts: dict[int, Account] = defaultdict(list)
+    for event in played.journal.events():
+        if isinstance(event, JobEvent):
+            job, at, began_ms = event.subject.partition("@")
+            run_id = f"{job}@{int(began_ms) // 1000}" if at else job
+            accounts[numbers[run_id]].append(event)
+    return accounts
+
+
+def check_order(played: Play) -> None:
+    """Sequence, ids."""
+    events = played.journal.events()
+    assert [int(event.sequence) for event in events] == list(range(1, len(events) + 1))
+    assert len({event.id for event in events}) == len(events)
+    ups = [event.data.up for event in events if not isinstance(event, JobEvent)]
+    assert ups == [bool(number % 2) for number in range(len(ups))]
+
+
+def check_legal(account: Account, *, counted: bool) -> None:
+    """Each event follows from the one before; `counted` are attempts that the vendor counts."""
+    first = account[0].data.previous
+    assert first is None or first.state in TERMINAL
+    for before, event in pairwise(account):
+        was, data = before.data, event.data
+        assert event.time >= before.time
+        assert data.previous is not None
+        assert data.previous == Previous(was.state, was.vendor_state, was.run.attempt)
+        assert not data.snapshot
+        if data.run.attempt == was.run.attempt:
+            assert data.state is not was.state
+        elif counted:
+            assert data.run.attempt > was.run.attempt
+        else:
+            assert data.run.attempt == was.run.attempt + 1
+    for _, attempt in groupby(account, key=lambda event: event.data.run.attempt):
+        states = [event.data.state for event in attempt if event.data.state is not State.UNKNOWN]
+        ended = [state in TERMINAL for state in states]
+        assert ended == sorted(ended)
+        assert State.QUEUED not in states[1:]
+
+
+def check_true(event: JobEvent, stays: list[Stay], *, counted: bool, cut_ms: int) -> None:
+    """What an event says was so; `cut_ms` is the grain of the vendor's timestamps."""
+    data, time_ms = event.data, iso_ms(event.time)
+    until_ms, from_ms = iso_ms(data.observed_at), iso_ms(data.observed_after)
+    assert until_ms is not None
+    assert time_ms is not None
+    assert time_ms <= until_ms
+    assert data.snapshot is (data.observed_after is None and data.previous is None)
+    if data.state is State.UNKNOWN:
+        check_unknown(data, stays)
+        return
+    own = [stay for stay in stays if stay.state is data.state]
+    if counted:
+        own = [stay for stay in own if stay.attempt == data.run.attempt]
+    if data.time_source == "vendor":
+        assert any(stay.from_ms // cut_ms == time_ms // cut_ms for stay in own)
+    if data.inferred:
+        assert any(stay.from_ms <= until_ms for stay in own)
+    else:
+        assert any(stay.from_ms <= until_ms and stay.until_ms >= (from_ms or 0) for stay in own), (
+            event,
+            stays,
+        )
+
+
+def check_unknown(data: JobData, stays: list[Stay]) -> None:
+    assert data.vendor_state is None
+    assert data.reason in ("vanished", "superseded")
+    if data.reason == "superseded":
+        assert len({stay.attempt for stay in stays}) > 1
+
+
+def check_present(played: Play, accounts: dict[int, Account], *, history: bool) -> None:
+    """In the end, what was published last of a run is what is; `history`: also of unseen runs."""
+    for number, run in played.runs.items():
+        account = accounts.get(number, [])
+        now, deleted = run.now, number not in played.world.runs
+        if deleted:
+            assert not account or account[-1].data.state in {*TERMINAL, State.UNKNOWN}
+            continue
+        fresh = not now.terminal or now.changed_ms > played.contact_ms
+        if account or (history and fresh):
+            assert account, run
+            assert account[-1].data.state is now.state, (run, account)
+
+
+def check_ends(
+    played: Play, accounts: dict[int, Account], stays: dict[int, list[Stay]], *, all_told: bool
+) -> None:
+    """Every end that a good poll could see is told; `all_told`: the vendor remembers them all."""
+    for number, own in stays.items():
+        told = {(e.data.state, iso_ms(e.time)) for e in accounts.get(number, [])}
+        for stay in own:
+            if stay.state not in TERMINAL or stay.from_ms <= played.contact_ms:
+                continue
+            seen = [ms for ms in played.good_ms if stay.from_ms <= ms < stay.until_ms - 500]
+            if seen or all_told:
+                assert (stay.state, stay.from_ms) in told, (own, accounts.get(number))
+
+
+def check(name: str, played: Play) -> None:
+    """All laws."""
+    accounts, stays = accounts_of(played), truth_of(played.world)
+    counted, cut_ms = name == "scale", 1000 if name == "datameer" else 1
+    check_order(played)
+    for number, account in accounts.items():
+        check_legal(account, counted=counted)
+        for event in account:
+            check_true(event, stays[number], counted=counted, cut_ms=cut_ms)
+    check_present(played, accounts, history=name != "plain")
+    if played.script.undisturbed:
+        vanished = [n for n, own in accounts.items() for e in own if e.data.reason == "vanished"]
+        assert all(stays[number][-1].state is None for number in vanished)
+        if name in ("scale", "kylin", "dataarts"):
+            check_ends(played, accounts, stays, all_told=name == "scale")
+
+
+@pytest.mark.parametrize("name", ["plain", *vendors.BUILT_IN])
+@SHORT
+@given(script=SCRIPTS)
+def test_what_is_published_is_a_true_and_whole_account(name: str, script: Script) -> None:
+    check(name, play(name, script))
+
+
+# A restart is a diff
+
+
+async def polled(
+    name: str, seed: int, pauses_s: list[float], restarts: frozenset[int]
+) -> list[bytes]:
+    """Every event of polls with these pauses between them, and restarts before some of them."""
+    vendor, options = vendor_of(name)
+    world = World(kinds=vendor.kinds, seed=seed, jobs=6, now_ms=EPOCH_MS - 30_000, pace=0.5)
+    plan = replace(toy.PLAN, vendor=vendor, options=options, rate_per_s=1e6, resync_s=5.0)
+    journal = MemoryJournal()
+
+    async def fetch(request: Request) -> Response:
+        world.advance(now_ms())
+        return vendor.render(world, request)
+
+    visitor = None
+    for number, pause_s in enumerate(pauses_s):
+        if visitor is None or number in restarts:
+            ledger = await toy.ledger_of(journal, plan)
+            visitor = Visitor(plan, ledger, Asker(plan, fetch, now_ms), Metrics(), now_ms)
+        await visitor.poll()
+        await ledger.save()
+        await asyncio.sleep(pause_s)
+    return [draft.body for commit in journal.commits for draft in commit.events]
+
+
+@pytest.mark.parametrize("name", ["plain", *vendors.BUILT_IN])
+@SHORT
+@given(
+    seed=st.integers(0, 10_000),
+    pauses_s=st.lists(seconds(0.3, 6), min_size=4, max_size=12),
+    data=st.data(),
+)
+def test_a_restart_at_any_point_changes_nothing(
+    name: str, seed: int, pauses_s: list[float], data: st.DataObject
+) -> None:
+    points = st.frozensets(st.integers(1, len(pauses_s) - 1), min_size=1)
+    restarts = data.draw(points, label="restarts before polls")
+    with asyncio.Runner(loop_factory=EVERY) as runner:
+        through = runner.run(polled(name, seed, pauses_s, frozenset()))
+    with asyncio.Runner(loop_factory=EVERY) as runner:
+        assert runner.run(polled(name, seed, pauses_s, restarts)) == through
