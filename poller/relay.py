@@ -102,6 +102,11 @@ class Relay:
             return await self._journal.cursor(self.name)
         for source, last in last_offsets.items():
             delivered = remembered.get(source, 0)
+            if delivered > cursor:
+                raise SinkUnavailable(
+                    f"it has events of {source} that this journal does not know ({delivered} >"
+                    f" {cursor}): an older copy of the journal? See restoring in docs/operations.md"
+                )
             if delivered < last:
                 first = await self._journal.next_offset(source, delivered)
                 cursor = cursor if first is None else min(cursor, first - 1)
