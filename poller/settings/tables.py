@@ -106,7 +106,7 @@ class Mqtt(_Table):
 
 
 class Http(_Table):
-    """`[http]`: the board, the API, health and metrics.
+    """`[http]`: health and metrics.
 
     Attributes:
         token: what clients must show; without it `listen` is loopback.
@@ -241,7 +241,7 @@ class Settings(_Table):
         poller: the process itself.
         redis: None if there is none.
         mqtt: None if there is none.
-        http: the board and the API.
+        http: health and metrics.
         sources: name → source, in the order of the file.
     """
 
