@@ -35,7 +35,7 @@ LOCKED = {"code": "999", "data": None, "msg": "KE-010003209: the user is locked"
         ({"body": "<html>"}, False, "an HTML page", "not to a page for people"),
         ({"status": 429}, False, "asked too often", "lower sources.k.rate"),
         ({"status": 502}, False, "HTTP 502", "that the server is up"),
-        ({"exception": aiohttp.ClientConnectionError()}, False, "", "that the server is up"),
+        ({"exception": aiohttp.ServerDisconnectedError()}, False, "", "that the server is up"),
     ],
 )
 async def test_a_finding_says_what_is_wrong_and_what_to_do(
