@@ -378,7 +378,7 @@ async def open_ledger(
         first_contact=first_contact,
         down_after=down_after,
         retention_s=retention_s,
-        index=Index(memories.runs, at_ms=now_ms),
+        index=Index(memories.runs, at_ms=now_ms - 1),  # not shown by a poll that begins now
         condition=memories.condition or Condition(contact_ms=now_ms),
         marks=memories.marks,
     )

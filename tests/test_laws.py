@@ -40,7 +40,7 @@ from tests.toy import EPOCH_MS, MemoryJournal, ToyOptions, now_ms, watched
 
 SHORT = settings(
     derandomize=True,
-    max_examples=40,
+    max_examples=200,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
     phases=[Phase.explicit, Phase.generate],  # to shrink a history takes minutes

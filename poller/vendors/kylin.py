@@ -93,6 +93,12 @@ class _Step(msgspec.Struct):
     failed_msg: str | None = None
 
 
+class _Steps(msgspec.Struct):
+    """The steps, where they come wrapped."""
+
+    steps: list[_Step] = []
+
+
 class _Row(msgspec.Struct, kw_only=True):
     """A job as Kylin 5 shows it; times are epoch ms, 0 where they are not set."""
 
@@ -202,8 +208,8 @@ def parse(options: Options, request: Request, response: Response, memory: Memory
     if isinstance(asked, Known):
         return _read_job(asked, response)
     _refuse(response)
-    steps = _data(decode(response.body, _Envelope[list[_Step]]))
-    return Page(runs=[_blamed(asked, steps)])
+    steps = _data(decode(response.body, _Envelope[list[_Step] | _Steps]))
+    return Page(runs=[_blamed(asked, steps.steps if isinstance(steps, _Steps) else steps)])
 
 
 def _read_list(asked: _Asked, response: Response, memory: Memory) -> Page:
@@ -253,10 +259,8 @@ def _sift(rows: Sequence[_Row], memory: Memory) -> tuple[list[Seen], list[Known]
             shown.append(known)
             caught_up = caught_up or known.state in TERMINAL
             continue
-        seen = _seen(row, fingerprint)
-        caught_up = known is None and 0 < (seen.ended_ms or 0) < memory.since_ms
-        if not caught_up:
-            runs.append(seen)
+        caught_up = False
+        runs.append(_seen(row, fingerprint))
     return runs, shown, caught_up
 
 

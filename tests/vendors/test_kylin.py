@@ -417,14 +417,10 @@ def test_a_vanished_run_that_is_back_is_seen() -> None:
     assert [seen.run_id for seen in page.runs] == ["job-1"]
 
 
-def test_what_ended_before_retention_is_passed_over_and_what_is_known_is_not() -> None:
+def test_jobs_that_ended_long_ago_are_seen_so_that_a_restart_is_their_next_attempt() -> None:
     memory = replace(LATER, marks=JUST_SWEPT, since_ms=NOW - HOUR, index=index_of(listing(row())))
-    old = [finished("old"), finished("job-1")]
-    page = parse(question(memory), listing(*old[:1], total=10_000), memory)
-    assert (page.runs, page.follow) == ([], [])
-    assert [seen.run_id for seen in parse(question(memory), listing(*old), memory).runs] == [
-        "job-1"
-    ]
+    page = parse(question(memory), listing(finished("old"), finished("job-1")), memory)
+    assert [seen.run_id for seen in page.runs] == ["old", "job-1"]
 
 
 def test_a_project_that_kylin_4_does_not_know_is_an_error_instead_of_all_projects() -> None:
@@ -575,7 +571,7 @@ def detail_of(seen: Seen) -> Request:
 def test_a_failed_job_is_asked_for_its_steps() -> None:
     seen = one(listing(row("a/b", job_status="ERROR", project="x y")))
     request = detail_of(seen)
-    assert request.target == "/api/jobs/a%2Fb/detail?project=x+y"
+    assert request.target == "/api/jobs/a%2Fb/detail?project=x%20y"
     assert request.by_id
 
 
@@ -596,6 +592,8 @@ def test_the_failing_step_tells_why_without_stack_traces() -> None:
     seen = one(listing(row(job_status="ERROR", tag="t")))
     response = answer(json.dumps({"code": "000", "data": FAILED_STEPS, "msg": ""}))
     [told] = parse(detail_of(seen), response).runs
+    wrapped = answer(json.dumps({"code": "000", "data": {"steps": FAILED_STEPS}, "msg": ""}))
+    assert parse(detail_of(seen), wrapped).runs == [told]
     assert told.problem == Problem(
         "KE-030001004", "Building job exception: out of memory; container killed"
     )
@@ -661,7 +659,7 @@ def settle(run: Known) -> Request:
 
 def test_a_job_of_kylin_5_is_searched_for() -> None:
     request = settle(known("a b"))
-    assert request.target == "/api/jobs?time_filter=4&key=a+b&page_offset=0&page_size=200"
+    assert request.target == "/api/jobs?time_filter=4&key=a%20b&page_offset=0&page_size=200"
     page = parse(request, listing(row("xa b"), row("a b", job_status="FINISHED"), total=500))
     assert [(seen.run_id, seen.state) for seen in page.runs] == [("a b", State.SUCCEEDED)]
     assert not page.gone

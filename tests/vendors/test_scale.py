@@ -446,7 +446,7 @@ def test_the_mark_never_goes_back(response: Response) -> None:
     assert parse(request, response, memory(marks)).marks == marks
 
 
-@pytest.mark.parametrize("ahead", ["2030-01-01T00:00:00Z", "9999-12-31T23:59:59-12:00"])
+@pytest.mark.parametrize("ahead", ["2030-01-01T00:00:00Z", "9999-12-31T23:59:59Z"])
 def test_a_clock_that_runs_ahead_does_not_carry_the_mark_past_our_own(ahead: str) -> None:
     page = parse(feed_question(), listing(row(last_modified=ahead)))
     assert page.marks == {MARK: str(NOW_MS)}

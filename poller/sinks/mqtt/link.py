@@ -27,7 +27,7 @@ _NO_SUCH_VERSION: Final = 0x84
 _ADVICE: Final = {
     _NO_SUCH_VERSION: "it does not speak this version of MQTT: see mqtt.protocol",
     0x86: "it refuses mqtt.username or mqtt.password",
-    0x87: "check mqtt.username and mqtt.password, and allow the user what deploy/mosquitto.acl lists",
+    0x87: "check mqtt.username and mqtt.password, and what deploy/mosquitto.acl lists",
     0x8E: "another client took over: does another poller have the same poller.instance?",
 }
 
