@@ -95,17 +95,17 @@ class Relay:
     async def _resume(self, connection: Connection) -> int:
         """The offset to go on from: what the broker remembers, else what the journal does."""
         # Taken first: what is committed while we ask must not be passed over.
-        cursor = self._journal.last_offset
+        cursor = newest = self._journal.last_offset
         last_offsets = await self._journal.last_offsets()
         remembered = await connection.cursors(list(last_offsets))
         if remembered is None:
             return await self._journal.cursor(self.name)
         for source, last in last_offsets.items():
             delivered = remembered.get(source, 0)
-            if delivered > cursor:
+            if delivered > max(newest, last):
                 raise SinkUnavailable(
                     f"it has events of {source} that this journal does not know ({delivered} >"
-                    f" {cursor}): an older copy of the journal? See restoring in docs/operations.md"
+                    f" {newest}): an older copy of the journal? See restoring in docs/operations.md"
                 )
             if delivered < last:
                 first = await self._journal.next_offset(source, delivered)

@@ -1,4 +1,4 @@
-"""The vendors by name: files of this folder, and entry points of the group `poller.vendors`."""
+"""The vendors by name: modules of this package, and entry points of the group `poller.vendors`."""
 
 from __future__ import annotations
 

@@ -10,23 +10,21 @@ Follows ngageoint/scale 1b6a3b879ffe (2022-01-09): `scale/job/{views,models,seri
 
 from __future__ import annotations
 
-import datetime
-import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from operator import attrgetter
 from typing import Annotated, Any, Generic, TypeVar
-from urllib.parse import parse_qs, urlencode
 
 import msgspec
 
 from poller.errors import Invalid
+from poller.events import rfc3339
 from poller.known import Known, Memory
 from poller.payload import Table, decode, iso_ms
 from poller.runs import TERMINAL, Job, Ms, Problem, Seen, State
+from poller.simulated.scale import KINDS, render
 from poller.wire import BadRow, Options, Page, Request, Response, Vendor, Words, look_up, refuse
-from poller.world import Attempt, Kind, SimRun, World
 
 WORDS: Words = {
     "pending": (State.QUEUED, None),
@@ -43,7 +41,6 @@ OVERLAP_MS = 60_000  # last_modified is set before the row is committed: it may 
 PAGE_SIZE = 1000  # the server gives no more
 MOST_PAGES = 10_000
 
-_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _ACTIVE = tuple(("status", word) for word in ("PENDING", "BLOCKED", "QUEUED", "RUNNING"))
 
 T = TypeVar("T")
@@ -118,7 +115,11 @@ def start(options: Options, memory: Memory) -> Sequence[Request]:
 
 
 def parse(options: Options, request: Request, response: Response, memory: Memory) -> Page:
-    """A page of the list, a page of a job's executions, or a job; raises VendorError otherwise."""
+    """Read a page of the list, a page of a job's executions, or a job.
+
+    Raises:
+        VendorError: it is neither, or an error.
+    """
     asked = request.context
     if isinstance(asked, _Pass):
         return _read_list(asked, response, memory)
@@ -150,7 +151,7 @@ def ask(options: Options, known: Known | None, seen: Seen) -> Request | None:
 def _list(at: _Pass) -> Request:
     query = _ACTIVE
     if at.started_ms is not None:
-        query = (("started", _iso(max(1, at.started_ms))), ("order", "last_modified"))
+        query = (("started", rfc3339(max(1, at.started_ms))), ("order", "last_modified"))
     return Request(path="/v6/jobs/", query=(*query, ("order", "id"), *_paging(at.page)), context=at)
 
 
@@ -166,14 +167,17 @@ def _paging(page: int) -> tuple[tuple[str, str], ...]:
 
 
 def _read_list(at: _Pass, response: Response, memory: Memory) -> Page:
-    listing, rows, bad = _Listing[_Row]([]), list[_Row](), list[tuple[str, str]]()
+    rows: list[_Row] = []
+    bad: list[tuple[str, str]] = []
+    more = False
     if not _is_missing(response, "invalid page"):  # else the list has become shorter
         listing, rows, bad = _ROWS.read(response.body)
+        more = listing.next is not None or len(rows) + len(bad) >= PAGE_SIZE
     page = replace(_read_jobs(rows, memory), bad=[BadRow(*place) for place in bad])
     last_ms = next((ms for row in reversed(rows) if (ms := iso_ms(row.last_modified))), 0)
     # Their clock may be ahead of ours: a mark in the future would hide what comes before it.
     last_ms = min(memory.now_ms, last_ms)
-    if listing.next is not None or len(rows) + len(bad) >= PAGE_SIZE:
+    if more:
         return replace(page, follow=[_list(_further(at, last_ms))])
     if at.started_ms is None:
         return replace(page, follow=[_list(_Pass(started_ms=memory.since_ms))])
@@ -277,139 +281,6 @@ def _is_missing(response: Response, opening: str) -> bool:
     return False
 
 
-def _iso(ms: Ms, timespec: str = "milliseconds") -> str:
-    instant = _EPOCH + datetime.timedelta(milliseconds=ms)
-    return instant.isoformat(timespec=timespec).replace("+00:00", "Z")
-
-
-_STATUS = {state: word.upper() for word, (state, _) in WORDS.items() if word != "pending"}
-_TIMES = {"created", "queued", "started", "ended", "last_status_change", "last_modified"}
-
-
-def render(world: World, request: Request) -> Response:
-    """The list of jobs, one job, and its executions, as the server of these sources answers."""
-    path = re.fullmatch(r"/v[67]/jobs/(?:(\d{1,18})/(executions/)?)?", request.path)
-    if path is None:
-        return Response(status=404, body=b"<h1>Not Found</h1>")
-    asked = parse_qs(urlencode(request.query))
-    if path[1] is None:
-        return _render_list(world, request.path, asked)
-    run = world.runs.get(int(path[1]))
-    if path[2]:
-        rows = [] if run is None else [_render_attempt(run, attempt) for attempt in run.attempts]
-        return _render_page(request.path, asked, rows[::-1])
-    return _answer(404, detail="Not found.") if run is None else _answer(200, **_render_job(run))
-
-
-def _render_list(world: World, path: str, asked: dict[str, list[str]]) -> Response:
-    if complaint := _complaint(asked):
-        return _answer(400, detail=complaint)
-    started, ended = (iso_ms(asked.get(name, [""])[-1]) for name in ("started", "ended"))
-    ids, statuses = asked.get("job_id"), asked.get("status")
-    rows = [
-        row
-        for row in map(_render_job, world.runs.values())
-        if (started or 0) <= (iso_ms(row["last_modified"]) or 0) <= (ended or world.now_ms)
-        and (ids is None or str(row["id"]) in ids)
-        and (statuses is None or row["status"] in statuses)
-    ]
-    for order in reversed(asked.get("order", ["last_modified"])):
-        name = order.removeprefix("-")
-        if name not in {"id", "status", "num_exes", "max_tries", *_TIMES}:
-            return Response(status=500, body=b"<h1>Server Error (500)</h1>")
-        rows.sort(key=_nulls_last(name), reverse=order != name)
-    return _render_page(path, asked, rows)
-
-
-def _complaint(asked: dict[str, list[str]]) -> str | None:
-    for name in ("started", "ended"):
-        for text in asked.get(name, []):
-            if iso_ms(text) is None or not {"Z", "+"} & set(text):
-                return f"Invalid ISO timestamp format for parameter: {name}"
-    if "started" in asked and asked["started"] == asked.get("ended"):
-        return "Start and end values must be different"
-    if not all(text.isdecimal() for text in asked.get("job_id", [])):
-        return 'Parameter must be a valid integer: "job_id"'
-    return None
-
-
-def _nulls_last(name: str) -> Callable[[dict[str, Any]], tuple[bool, Any]]:
-    read = iso_ms if name in _TIMES else lambda value: value
-    return lambda row: (row[name] is None, read(row[name]))
-
-
-def _render_page(path: str, asked: dict[str, list[str]], rows: list[dict[str, Any]]) -> Response:
-    """One page; its links are made of the server's own name, which may be of no use outside."""
-    size = min(_number(asked, "page_size") or 100, PAGE_SIZE)
-    page = _number(asked, "page") if "page" in asked else 1
-    last = max(1, -(-len(rows) // size))
-    if not 1 <= page <= last:
-        return _answer(404, detail="Invalid page.")
-    links = {}
-    for name, number in (("next", page + 1), ("previous", page - 1)):
-        query = urlencode(asked | {"page": [str(number)]}, doseq=True)
-        links[name] = f"http://scale/api{path}?{query}" if 1 <= number <= last else None
-    return _answer(200, count=len(rows), **links, results=rows[(page - 1) * size : page * size])
-
-
-def _number(asked: dict[str, list[str]], name: str) -> int:
-    text = asked.get(name, [""])[-1]
-    return int(text) if text.isdecimal() and len(text) < 10 else 0
-
-
-def _render_job(run: SimRun) -> dict[str, Any]:
-    now = run.now
-    row = _render_attempt(run, now)
-    del row["exe_num"], row["job"]
-    row |= {
-        "id": run.number,
-        "status": _STATUS[now.state],
-        "num_exes": now.number,
-        "max_tries": 3,
-        "recipe": None,
-        "batch": {"id": 1, "title": run.definition.group},
-        "is_superseded": False,
-        "created": _text(run.created_ms),
-        "last_status_change": _text(now.changed_ms),
-        "last_modified": _text(now.changed_ms),
-    }
-    if now.state is State.CANCELED:
-        row |= {"node": None, "ended": None}
-    if run.number % 2 == 0 and now.number == 1 and now.started_ms is None:
-        # Every other job waits for its input, and was never on the queue until it runs.
-        row |= {"num_exes": 0, "queued": None}
-        row["status"] = "PENDING" if now.state is State.QUEUED else row["status"]
-    return row
-
-
-def _render_attempt(run: SimRun, attempt: Attempt) -> dict[str, Any]:
-    definition = run.definition
-    error = {"id": 7, "name": "algorithm", "title": "Failure", "description": attempt.problem}
-    return {
-        "id": run.number * 1000 + attempt.number,
-        "status": _STATUS[attempt.state] if attempt.terminal else "RUNNING",
-        "exe_num": attempt.number,
-        "job": {"id": run.number},
-        "job_type": {"id": definition.number, "name": definition.name, "version": "1.0.0"},
-        "node": {"id": 1, "hostname": "node-1"} if attempt.started_ms is not None else None,
-        "error": error if attempt.problem is not None else None,
-        "created": _text(attempt.queued_ms),
-        "queued": _text(attempt.queued_ms),
-        "started": _text(attempt.started_ms),
-        "ended": _text(attempt.ended_ms),
-    }
-
-
-def _text(ms: Ms | None) -> str | None:
-    """With six digits of fraction, or three, or none if they are zero."""
-    return None if ms is None else _iso(ms, "milliseconds" if ms % 2 else "auto")
-
-
-def _answer(status: int, /, **document: object) -> Response:
-    headers = {"content-type": "application/json"}
-    return Response(status=status, headers=headers, body=msgspec.json.encode(document))
-
-
 VENDOR = Vendor(
     name="scale",
     options=Options,
@@ -419,11 +290,5 @@ VENDOR = Vendor(
     settle=settle,
     ask=ask,
     render=render,
-    kinds=(
-        Kind(
-            states=frozenset(state for state, _ in WORDS.values()),
-            reopens=True,
-            vanishes=True,
-        ),
-    ),
+    kinds=KINDS,
 )

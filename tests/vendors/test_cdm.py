@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from poller.errors import Invalid, Limited, Rejected, Unreachable, VendorError
 from poller.known import Index, Known, Memory
 from poller.runs import TERMINAL, Job, Ms, Problem, Seen, State
-from poller.vendors.cdm import VENDOR, WORDS, Options
+from poller.vendors.cdm import VENDOR, Options
+from poller.vendors.cdm.rows import WORDS
 from poller.wire import Page, Request, Response
 from poller.world import World
 from tests.support import Answer, answer, fixture, read, remember, runs, serve

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -10,9 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from poller.errors import VendorError
+from poller.errors import SettingsError, VendorError
 from poller.known import Index, Memory
-from poller.runs import ACTIVE, TERMINAL, Job, Seen, State
+from poller.runs import ACTIVE, TERMINAL, Job, Ms, Seen, State
 from poller.vendors import BUILT_IN, load, names
 from poller.wire import Options, Page, Request, Response, Vendor
 from poller.world import World
@@ -49,6 +50,35 @@ def first_requests(vendor: Vendor, world: World) -> list[Request]:
 def test_every_vendor_can_be_named() -> None:
     assert names() == sorted(BUILT_IN)
     assert [load(name).name for name in names()] == names()
+
+
+def test_a_package_adds_a_vendor_by_an_entry_point(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    info = tmp_path / "acme_vendor-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: acme-vendor\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[poller.vendors]\nacme = acme_vendor:VENDOR\nno_vendor = acme_vendor:replace\n"
+    )
+    (tmp_path / "acme_vendor.py").write_text(
+        "from dataclasses import replace\n"
+        "from poller.vendors.scale import VENDOR as SCALE\n"
+        'VENDOR = replace(SCALE, name="acme")\n'
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    assert names() == sorted([*BUILT_IN, "acme", "no_vendor"])
+    assert load("acme").name == "acme"
+    with pytest.raises(SettingsError, match="vendor: 'no_vendor' is none of acme, cdm, dataarts"):
+        load("no_vendor")
+
+
+def test_a_vendor_that_nobody_brings_is_refused_with_the_names_of_the_others() -> None:
+    with pytest.raises(SettingsError) as caught:
+        load("acne")
+    assert caught.value.problems == [
+        "vendor: 'acne' is none of cdm, dataarts, datameer, kylin, scale"
+    ]
 
 
 @each
@@ -176,21 +206,51 @@ def test_hostile_answers_raise_nothing_but_vendor_errors(
             vendor.parse(options(vendor), request, answer(body, status), memory(world))
 
 
+class Watch:
+    """Polls a world that stands still and remembers what it was told."""
+
+    def __init__(self, vendor: Vendor) -> None:
+        self.vendor = vendor
+        self.world = living(vendor, seconds=8)
+        self.index = Index()
+        self.marks: dict[str, str] = {}
+
+    def poll(self, last_good_ms: Ms | None) -> list[Page]:
+        view = memory(
+            self.world, self.index, last_good_ms=last_good_ms, whole=True, marks=self.marks
+        )
+        pages = read(self.vendor, options(self.vendor), view, serve(self.vendor, self.world))
+        for row in runs(pages):
+            remember(self.index, row)
+        self.marks |= {name: value for page in pages for name, value in page.marks.items()}
+        return pages
+
+
 @each
 def test_unchanged_rows_are_recognised(vendor: Vendor) -> None:
-    world = living(vendor, seconds=8)
-    index = Index()
-    marks: dict[str, str] = {}
-    pages: list[Page] = []
-    rows: list[Seen] = []
-    for last_good_ms in (None, BEGAN + 7000, BEGAN + 7500):
-        before = memory(world, index, last_good_ms=last_good_ms, whole=True, marks=marks)
-        pages = read(vendor, options(vendor), before, serve(vendor, world))
-        rows = runs(pages)
-        for row in rows:
-            remember(index, row)
-        marks |= {name: value for page in pages for name, value in page.marks.items()}
-    active = {known.run_id for known in index.active()}
+    watch = Watch(vendor)
+    watch.poll(None)
+    watch.poll(BEGAN + 7000)
+    pages = watch.poll(BEGAN + 7500)
+    active = {known.run_id for known in watch.index.active()}
     assert active
-    assert not [row for row in rows if row.state in ACTIVE]
+    assert not [row for row in runs(pages) if row.state in ACTIVE]
     assert {known.run_id for page in pages for known in page.shown} >= active
+
+
+@each
+def test_a_run_that_was_given_up_is_told_again_when_it_is_shown_again(vendor: Vendor) -> None:
+    watch = Watch(vendor)
+    watch.poll(None)
+    watch.poll(BEGAN + 7000)
+    active = list(watch.index.active())
+    assert active
+    for known in active:
+        watch.index.put(
+            msgspec.structs.replace(known, state=State.UNKNOWN, vendor_state=None, vanished=True),
+            BEGAN + 7000,
+        )
+    told = {row.run_id: row.state for row in runs(watch.poll(BEGAN + 7500))}
+    assert {known.run_id: told.get(known.run_id) for known in active} == {
+        known.run_id: known.state for known in active
+    }

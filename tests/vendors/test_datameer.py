@@ -10,6 +10,7 @@ from typing import Any
 
 import hypothesis
 import hypothesis.strategies as st
+import msgspec
 import pydantic
 import pytest
 
@@ -26,9 +27,9 @@ from poller.vendors.datameer import (
     RUNNING,
     UNREAD,
     VENDOR,
-    WORDS,
     DatameerOptions,
 )
+from poller.vendors.datameer.rows import WORDS
 from poller.wire import Page, Request, Response
 from poller.world import World
 from tests.support import Answer, answer, fixture, read, remember, runs, serve
@@ -625,6 +626,15 @@ def test_a_provisional_run_takes_on_its_real_id(before: Seen) -> None:
     document = {"jobStatus": "COMPLETED", "startTime": START}
     (seen,) = parse(details(), document, memory(knowing(before))).runs
     assert (seen.run_id, seen.was) == ("37", before.run_id)
+
+
+def test_a_run_that_was_given_up_and_is_listed_as_before_is_news() -> None:
+    index = Index()
+    (seen,) = parse(LISTING, [listed(37)], memory(index)).runs
+    run = remember(index, seen)
+    index.put(msgspec.structs.replace(run, state=State.UNKNOWN, vanished=True), NOW)
+    page = parse(LISTING, [listed(37)], memory(index))
+    assert (page.runs, page.shown) == ([seen], [])
 
 
 def test_a_provisional_run_that_was_given_up_takes_on_its_real_id_all_the_same() -> None:

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from poller.errors import Invalid, Limited, Rejected, Unreachable, VendorError
 from poller.known import Index, Known, Memory
 from poller.runs import TERMINAL, Job, Problem, Seen, State
-from poller.vendors.kylin import PAGE_SIZE, VENDOR, WORDS, Options
+from poller.vendors.kylin import PAGE_SIZE, VENDOR, Options
+from poller.vendors.kylin.rows import WORDS
 from poller.wire import Page, Request, Response
 from poller.world import Attempt, World
 from tests.support import Answer, answer, fixture, read, remember, runs, serve

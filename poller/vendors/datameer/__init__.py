@@ -9,24 +9,33 @@ Timestamps carry no zone; status words, spellings and what is left out vary with
 
 from __future__ import annotations
 
-import datetime
-import re
 from collections.abc import Iterable
-from contextlib import suppress
-from typing import Annotated, Any, TypeVar
+from typing import Annotated
 from zoneinfo import ZoneInfo
 
 import msgspec
-import orjson
 import pydantic
 
 from poller.errors import Invalid
 from poller.known import Known, Memory
-from poller.payload import Table, decode, instant_ms
 from poller.runs import TERMINAL, Job, Ms, Seen, State
 from poller.settings import Seconds
-from poller.wire import BadRow, Options, Page, Request, Response, Vendor, Words, look_up, refuse
-from poller.world import Kind, SimRun, World
+from poller.simulated.datameer import KINDS, render
+from poller.vendors.datameer.rows import (
+    ACTIVE,
+    NAMED,
+    PAST,
+    WORDS,
+    Active,
+    Past,
+    has_ended,
+    has_run,
+    instant,
+    read,
+    read_execution,
+    share,
+)
+from poller.wire import Options, Page, Request, Response, Vendor, look_up
 
 
 def _zone(name: str) -> str:
@@ -51,19 +60,6 @@ class DatameerOptions(Options):
     sweep_interval: Seconds = 60.0
 
 
-WORDS: Words = {
-    "queued": (State.QUEUED, None),
-    "waiting_for_other_job": (State.QUEUED, "waiting_for_other_job"),
-    "running": (State.RUNNING, None),
-    "aborting": (State.STOPPING, None),
-    "completed": (State.SUCCEEDED, None),
-    "completed_with_warnings": (State.SUCCEEDED, "warnings"),
-    "error": (State.FAILED, None),
-    "canceled": (State.CANCELED, None),
-    "cancelled": (State.CANCELED, None),
-}
-NEVER_RUN = "_none"
-
 RUNNING = "/rest/jobs/list-running"
 HISTORY = "/rest/job-configuration/job-history/"
 DETAILS = "/rest/job-execution/job-details/"
@@ -79,51 +75,6 @@ UNREAD = "?"
 """A configuration's mark until its history was read."""
 FIRST = "first"
 """Mark: the highest execution id shown at first contact."""
-
-R = TypeVar("R")
-_Id = Annotated[int, msgspec.Meta(ge=1, le=2**53)]
-_Text = Annotated[str, msgspec.Meta(max_length=1024)]
-_Amount = Annotated[int, msgspec.Meta(ge=-(2**53), le=2**53)] | float | _Text | None
-
-
-class _Active(msgspec.Struct, gc=False):
-    job: _Id = msgspec.field(name="dapJobConfigurationId")
-    status: _Text = msgspec.field(name="jobStatus")
-    execution: _Id | None = msgspec.field(name="jobExecutionId", default=None)
-    began: _Text | None = msgspec.field(name="startTime", default=None)
-    estimate: _Amount = msgspec.field(name="estimateTime", default=None)
-    progress: _Amount = None
-
-
-class _Past(msgspec.Struct, gc=False):
-    id: _Id
-    status: _Text = msgspec.field(name="jobStatus")
-
-
-class _Artifact(msgspec.Struct, gc=False):
-    id: _Id
-    name: _Text | None = None
-
-
-class _Execution(msgspec.Struct, rename="camel"):
-    """Details in v1, and the status of a job in v1 or, its names in camel case, v2."""
-
-    job_status: _Text = NEVER_RUN
-    id: _Id | None = None
-    job_execution_id: _Id | None = None
-    start_time: _Text | None = None
-    stop_time: _Text | None = None
-    estimate_time: _Amount = None
-    progress: _Amount = None
-    job_progress: _Amount = None
-    success_count: _Amount = None
-    failure_count: _Amount = None
-    counters: dict[_Text, _Amount] | None = None
-
-
-_ACTIVE = Table(list[_Active], list[msgspec.Raw], _Active, lambda rows: rows, "$")
-_PAST = Table(list[_Past], list[msgspec.Raw], _Past, lambda rows: rows, "$")
-_NAMED = Table(list[_Artifact], list[msgspec.Raw], _Artifact, lambda rows: rows, "$")
 
 
 class _Sweep(msgspec.Struct, frozen=True):
@@ -208,9 +159,9 @@ def parse(options: DatameerOptions, request: Request, response: Response, memory
 
 
 def _listing(options: DatameerOptions, response: Response, memory: Memory) -> Page:
-    rows, bad = _rows(response, _ACTIVE)
+    rows, bad = read(ACTIVE, response)
     named = {(str(row.job), str(row.execution)) for row in rows}
-    found = [_active(options, row, named, memory) for row in rows if _has_run(row.status)]
+    found = [_active(options, row, named, memory) for row in rows if has_run(row.status)]
     runs = [run for run in found if isinstance(run, Seen)]
     fresh = {str(row.job): UNREAD for row in rows if str(row.job) not in memory.marks}
     return Page(
@@ -224,15 +175,15 @@ def _listing(options: DatameerOptions, response: Response, memory: Memory) -> Pa
 
 
 def _active(
-    options: DatameerOptions, row: _Active, named: set[tuple[str, str]], memory: Memory
+    options: DatameerOptions, row: Active, named: set[tuple[str, str]], memory: Memory
 ) -> Seen | Known:
     """A row as seen, or as known if unchanged; `named` are the runs that rows have ids for."""
     job, run_id = str(row.job), str(row.execution)
     fingerprint = hash((row.status, row.began))
     known = memory.get(job, run_id)
-    if known is not None and known.fingerprint == fingerprint:
+    if known is not None and known.fingerprint == fingerprint and not known.vanished:
         return known
-    began_ms, was = _instant(row.began, options.timezone), None
+    began_ms, was = instant(row.began, options.timezone), None
     if row.execution is None:
         others = (run for run in _watched(memory, job) if (job, run.run_id) not in named)
         same = _same(others, began_ms)
@@ -242,7 +193,7 @@ def _active(
     return msgspec.structs.replace(
         _seen(memory, job, run_id, row.status),
         started_ms=began_ms,
-        progress=_share(row.progress),
+        progress=share(row.progress),
         detail={} if row.estimate is None else {"estimate_time": row.estimate},
         was=was,
         fingerprint=fingerprint,
@@ -277,14 +228,14 @@ def _was(memory: Memory, job: str, began_ms: Ms | None) -> str | None:
 
 
 def _discovery(path: str, response: Response, memory: Memory) -> Page:
-    read = {path: str(memory.now_ms)}
+    marks = {path: str(memory.now_ms)}
     if response.status in (403, 404):
-        return Page(marks=read, notes=[f"{path} is not to be read: HTTP {response.status}"])
-    rows, bad = _rows(response, _NAMED)
-    names = {f"name:{row.id}": row.name for row in rows if row.name}
+        return Page(marks=marks, notes=[f"{path} is not to be read: HTTP {response.status}"])
+    rows, bad = read(NAMED, response)
+    marks |= {f"name:{row.id}": row.name for row in rows if row.name}
     fresh = {str(row.id): UNREAD for row in rows if str(row.id) not in memory.marks}
     follow = [_history_of(_Sweep(job)) for job in fresh]
-    return Page(follow=follow, marks=read | names | fresh, bad=bad)
+    return Page(follow=follow, marks=marks | fresh, bad=bad)
 
 
 def _history(asked: _Sweep, response: Response, memory: Memory) -> Page:
@@ -292,14 +243,14 @@ def _history(asked: _Sweep, response: Response, memory: Memory) -> Page:
     if response.status == 404:
         gone = [(job, run.run_id) for run in _watched(memory, job) if _provisional(run)]
         return Page(gone=gone, marks={job: "", f"name:{job}": ""})
-    rows, bad = _rows(response, _PAST)
+    rows, bad = read(PAST, response)
     rows.sort(key=lambda row: row.id)
     last = _dealt_with(job, memory)
     news = [row for row in rows if _is_news(job, row, last, memory)]
     # Any of them may be a run that has a provisional id; what had ended before first contact
     # is not. They are asked for again, and the mark stays below, until they are known.
     unsure = news if news and any(map(_provisional, _watched(memory, job))) else []
-    unsure = [row for row in unsure if not (first_contact and _has_ended(row.status))]
+    unsure = [row for row in unsure if not (first_contact and has_ended(row.status))]
     runs = [_seen(memory, job, str(row.id), row.status) for row in news if row not in unsure]
     follow = [_details_of(job, str(row.id)) for row in unsure]
     newest = asked.newest or max((row.id for row in rows), default=0)
@@ -325,12 +276,12 @@ def _dealt_with(job: str, memory: Memory) -> int:
     return int(memory.marks.get(FIRST, "0"))
 
 
-def _is_news(job: str, row: _Past, last: int, memory: Memory) -> bool:
+def _is_news(job: str, row: Past, last: int, memory: Memory) -> bool:
     """Whether a row tells something new: a run above `last`, or the end of one known as active."""
     known = memory.get(job, str(row.id))
     if known is None:
-        return row.id > last and _has_run(row.status)
-    return known.state not in TERMINAL and _has_ended(row.status)
+        return row.id > last and has_run(row.status)
+    return known.state not in TERMINAL and has_ended(row.status)
 
 
 def _first(executions: Iterable[int], memory: Memory) -> dict[str, str]:
@@ -345,15 +296,14 @@ def _details(options: DatameerOptions, asked: _Look, response: Response, memory:
     known = memory.get(job, run_id)
     if response.status == 404 and known is not None:
         return Page(gone=[(job, run_id)])
-    refuse(response)
-    row = _execution(response.body)
+    row = read_execution(response)
     if not {row.id, row.job_execution_id} <= {None, int(run_id)}:
         # A job's status is that of its latest execution.
         raise Invalid(f"another execution than {run_id}", response.body)
-    if not _has_run(row.job_status):
+    if not has_run(row.job_status):
         return Page()
-    began_ms = _instant(row.start_time, options.timezone)
-    ended_ms = _instant(row.stop_time, options.timezone)
+    began_ms = instant(row.start_time, options.timezone)
+    ended_ms = instant(row.stop_time, options.timezone)
     counters = list((row.counters or {}).items())[:MOST_COUNTERS]
     detail = {
         "estimate_time": row.estimate_time,
@@ -364,8 +314,8 @@ def _details(options: DatameerOptions, asked: _Look, response: Response, memory:
     seen = msgspec.structs.replace(
         _seen(memory, job, run_id, row.job_status),
         started_ms=began_ms,
-        ended_ms=ended_ms if _has_ended(row.job_status) else None,
-        progress=_share(row.progress if row.job_progress is None else row.job_progress),
+        ended_ms=ended_ms if has_ended(row.job_status) else None,
+        progress=share(row.progress if row.job_progress is None else row.job_progress),
         detail={name: value for name, value in detail.items() if value is not None},
         was=_was(memory, job, began_ms) if known is None else None,
     )
@@ -384,148 +334,6 @@ def _seen(memory: Memory, job: str, run_id: str, word: str) -> Seen:
     )
 
 
-def _has_run(word: str) -> bool:
-    return word.strip().lower() != NEVER_RUN
-
-
-def _has_ended(word: str) -> bool:
-    return look_up(WORDS, word).state in TERMINAL
-
-
-def _rows(response: Response, table: Table[Any, R]) -> tuple[list[R], list[BadRow]]:
-    """Good and bad rows; a list of one may come as that one, without its brackets."""
-    refuse(response)
-    body = response.body.strip()
-    alone = body.startswith(b"{")
-    if alone:
-        _document(body)
-    _, rows, bad = table.read(b"[%b]" % body if alone else body)
-    if alone and bad:
-        raise Invalid(f"neither a list nor a row: {bad[0][1]}", body)
-    return rows, [BadRow(*row) for row in bad]
-
-
-def _document(body: bytes) -> dict[str, Any]:
-    """An object that is no error; v2 and proxies tell errors with status 200."""
-    document = decode(body, dict[str, Any])
-    error = document.get("error")
-    if str(document.get("status")).strip().lower() == "failure":
-        error = document.get("reason") or "failure"
-    if error:
-        raise Invalid(f"the server says: {str(error)[:256]}", body)
-    return document
-
-
-def _execution(body: bytes) -> _Execution:
-    fields = {
-        re.sub("-(.)", lambda found: found[1].upper(), name): value
-        for name, value in _document(body).items()
-    }
-    try:
-        return msgspec.convert(fields, _Execution)
-    except msgspec.ValidationError as error:
-        raise Invalid(f"not the documented shape: {error}", body) from error
-
-
-def _instant(text: str | None, timezone: str) -> Ms | None:
-    """A server-local `2011-05-19 22:35:39.0` or `Sep 28, 2018 6:44:56 PM`; None if neither.
-
-    Newer Java writes the latter with one more comma and a narrow no-break space before PM.
-    """
-    plain, zone = " ".join((text or "").replace(",", " ").split()), ZoneInfo(timezone)
-    with suppress(ValueError):
-        at = datetime.datetime.fromisoformat(plain)
-        return instant_ms(at if at.tzinfo else at.replace(tzinfo=zone))
-    with suppress(ValueError):
-        at = datetime.datetime.strptime(plain, "%b %d %Y %I:%M:%S %p").replace(tzinfo=zone)
-        return instant_ms(at)
-    return None
-
-
-def _share(percent: _Amount) -> float | None:
-    """Per cent as 0 to 1."""
-    with suppress(ValueError):
-        return None if percent is None else min(1.0, max(0.0, float(percent) / 100))
-    return None
-
-
-UNNAMED_MS = 300
-"""For how long the simulated list shows a running execution without its id."""
-
-
-def render(world: World, request: Request) -> Response:
-    """Datameer's answer; with an odd seed a newer Datameer, which writes times the American way."""
-    folder, _, number = request.path.rpartition("/")
-    asked = int(number) if number.isascii() and number.isdigit() else 0
-    if request.path == RUNNING:
-        return _answer([_as_active(world, run) for run in world.active()])
-    if request.path in ARTIFACTS:
-        kind = ARTIFACTS.index(request.path)
-        artifacts = [each for each in world.definitions if each.number % len(ARTIFACTS) == kind]
-        return _answer(
-            [{"id": each.number, "name": each.name, "description": ""} for each in artifacts]
-        )
-    if folder + "/" == DETAILS and asked in world.runs:
-        return _answer(_as_details(world, world.runs[asked]))
-    if folder + "/" == HISTORY and 0 < asked <= len(world.definitions):
-        runs = [run for run in world.runs.values() if run.definition.number == asked]
-        query = dict(request.query)
-        first = int(query.get("start", 0))
-        page = runs[::-1][first : first + int(query.get("length", PAGE_LENGTH))]
-        return _answer([{"id": run.number, "jobStatus": _word(run)} for run in page])
-    return Response(status=404, headers={"content-type": "text/html"}, body=b"<html></html>")
-
-
-def _answer(document: object) -> Response:
-    if isinstance(document, list) and len(document) == 1:
-        document = document[0]
-    headers = {"content-type": "application/json"}
-    return Response(status=200, headers=headers, body=orjson.dumps(document))
-
-
-def _as_active(world: World, run: SimRun) -> dict[str, Any]:
-    row = {
-        "dapJobConfigurationId": run.definition.number,
-        "jobStatus": _word(run),
-        "progress": int(100 * run.progress(world.now_ms)),
-    }
-    begun_ms = run.now.started_ms
-    if begun_ms is None or world.now_ms - begun_ms >= UNNAMED_MS:
-        row["jobExecutionId"] = run.number
-    if begun_ms is not None:
-        row |= {"startTime": _clock(world, begun_ms), "estimateTime": "11 sec"}
-    return row
-
-
-def _as_details(world: World, run: SimRun) -> dict[str, Any]:
-    attempt, records = run.now, int(1000 * run.progress(world.now_ms))
-    times = {"startTime": attempt.started_ms, "stopTime": attempt.ended_ms}
-    return {
-        **{name: _clock(world, at_ms) for name, at_ms in times.items() if at_ms is not None},
-        "jobStatus": _word(run),
-        "jobConfigurationId": run.definition.number,
-        "file": {"id": run.definition.number + 2, "uuid": run.uuid},
-        "successCount": records,
-        "failureCount": int(run.now.state is State.FAILED),
-        "counters": {"IMPORT_RECORDS": records, "IMPORT_DROPPED_RECORDS": int(attempt.warnings)},
-    }
-
-
-def _word(run: SimRun) -> str:
-    if run.now.state is State.SUCCEEDED and run.now.warnings:
-        return "COMPLETED_WITH_Warnings"
-    return next(word for word, (state, _) in WORDS.items() if state is run.now.state).upper()
-
-
-def _clock(world: World, at_ms: Ms) -> str:
-    at = datetime.datetime.fromtimestamp(at_ms // 1000, datetime.UTC)
-    if world.seed % 2:
-        hour = at.hour % 12 or 12
-        return f"{at:%b} {at.day}, {at.year}, {hour}:{at:%M:%S}\u202f{at:%p}"
-    fraction = f"{at_ms % 1000:03}".rstrip("0") or "0"
-    return f"{at:%Y-%m-%d %H:%M:%S}.{fraction}"
-
-
 VENDOR = Vendor(
     name="datameer",
     options=DatameerOptions,
@@ -535,5 +343,5 @@ VENDOR = Vendor(
     settle=settle,
     ask=ask,
     render=render,
-    kinds=(Kind(states=frozenset(state for state, _ in WORDS.values())),),
+    kinds=KINDS,
 )

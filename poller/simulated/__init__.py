@@ -1,0 +1,1 @@
+"""Simulated vendors: each API from the other side, for the demo and the tests."""
