@@ -17,7 +17,6 @@ from poller.brokers import Broker
 from poller.errors import PollerError
 from poller.events import Recorded
 
-
 # Before Python 3.12 looptime would make a loop for the first test without one, and leave it open.
 asyncio.set_event_loop(None)
 

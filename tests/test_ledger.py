@@ -105,7 +105,9 @@ async def test_what_the_journal_holds_reads_back_as_what_is_known(journal: Memor
     assert again.condition == ledger.condition
     assert again.marks == {"upto": "5"}
     assert [run.run_id for run in again.index.active()] == ["2"]
-    assert again.index.unseen("x", T0 + HOUR_MS) == []
+    # A poll that begins now has not shown it; a feed has not been silent about it for long.
+    assert [run.run_id for run in again.index.unseen("x", T0 + HOUR_MS)] == ["2"]
+    assert again.index.unseen("x", T0 + HOUR_MS - 1) == []
 
 
 async def test_every_event_validates_against_the_printed_schema(journal: MemoryJournal) -> None:
@@ -257,6 +259,15 @@ async def test_good_polls_that_change_nothing_share_a_write(journal: MemoryJourn
     await ledger.save()
     assert len(journal.commits) == 7
     assert (await opened(journal)).condition.last_good_ms == T0 + 59_000
+
+
+async def test_the_end_of_a_row_of_failed_polls_is_written_at_once(journal: MemoryJournal) -> None:
+    ledger = await opened(journal)
+    await ledger.good(T0, T0, contact_done=True)
+    await ledger.failed(Unreachable("x"), T0 + 1)
+    assert (await opened(journal)).condition.failures == 1
+    await ledger.good(T0 + 2, T0 + 2, contact_done=True)
+    assert (await opened(journal)).condition.failures == 0
 
 
 async def test_since_when_a_source_is_down_and_up(journal: MemoryJournal, metrics: Metrics) -> None:

@@ -347,7 +347,9 @@ async def test_the_questions_of_held_rows_keep_to_the_budget_too(
             server.answers[f"/why/r{number}"] = why(f"r{number}", "disk full")
         await asyncio.sleep(10.5)
         assert len(server.times("/why")) == 10
-        await asyncio.sleep(40)
+        await asyncio.sleep(5)
+        assert len(server.times("/list")) == 3
+        await asyncio.sleep(35)
     assert journal.told()[25:] == [(f"r{n}", "failed") for n in range(25)]
 
 
@@ -1194,6 +1196,19 @@ async def test_a_restart_repeats_nothing_and_tells_what_happened_meanwhile(
     assert {event.data.observed_after for event in journal.of("b")[1:]} == {at(10)}
     sequences = [int(event.sequence) for event in journal.events()]
     assert sequences == list(range(1, 9))
+
+
+async def test_a_restart_notices_at_once_what_has_gone_meanwhile(
+    server: Server, journal: MemoryJournal
+) -> None:
+    server.lists(row("a", "running"))
+    async with watched(server.fetch, journal):
+        await asyncio.sleep(5)
+    server.lists()
+    async with watched(server.fetch, journal):
+        await asyncio.sleep(0.001)
+    assert server.times() == [0, 5, 5]
+    assert journal.told() == [("a", "running"), ("a", "unknown")]
 
 
 async def saved(journal: Journal) -> AsyncIterator[dict[str, str]]:

@@ -584,13 +584,17 @@ def test_a_run_without_an_id_gets_a_provisional_one() -> None:
         known(f"17@{START_MS}", started_ms=START_MS),
         known("17@0", state=State.QUEUED),
         known("36", started_ms=START_MS),
-        known("36", state=State.QUEUED),
         known("36", started_ms=START_MS + 999),
     ],
 )
 def test_a_row_without_an_id_is_the_run_known_to_have_begun_then(before: Seen) -> None:
     page = parse(LISTING, [listed()], memory(knowing(before)))
     assert [(row.run_id, row.was) for row in page.runs] == [(before.run_id, None)]
+
+
+def test_a_row_without_an_id_that_may_be_a_queued_run_or_the_next_is_left_to_its_details() -> None:
+    page = parse(LISTING, [listed()], memory(knowing(known("36", state=State.QUEUED))))
+    assert (page.runs, page.shown, page.complete) == ([], [], "")
 
 
 @pytest.mark.parametrize(
@@ -810,13 +814,13 @@ def test_what_may_be_a_provisional_run_is_looked_up_before_it_is_told() -> None:
     assert (seen.run_id, seen.was) == ("30", None)
 
 
-def test_at_first_contact_only_what_is_active_may_be_a_provisional_run() -> None:
-    index = knowing(known(f"17@{START_MS}", started_ms=START_MS))
+def test_at_first_contact_any_unknown_run_may_be_a_provisional_one() -> None:
+    index = knowing(known(f"17@{START_MS}", started_ms=START_MS), known("29"))
     rows = past(31, status="RUNNING") + past(30, 29)
     page = parse(history(), rows, first_contact(index))
-    assert ids(page.runs) == ["29", "30"]
-    assert [request.path.rpartition("/")[2] for request in page.follow] == ["31"]
-    assert page.marks == {"17": "30", FIRST: "31"}
+    assert ids(page.runs) == ["29"]
+    assert [request.path.rpartition("/")[2] for request in page.follow] == ["30", "31"]
+    assert page.marks == {"17": "29", FIRST: "31"}
 
 
 def test_a_provisional_run_that_left_the_list_is_looked_for_in_the_history() -> None:

@@ -176,8 +176,12 @@ def _listing(options: DatameerOptions, response: Response, memory: Memory) -> Pa
 
 def _active(
     options: DatameerOptions, row: Active, named: set[tuple[str, str]], memory: Memory
-) -> Seen | Known:
-    """A row as seen, or as known if unchanged; `named` are the runs that rows have ids for."""
+) -> Seen | Known | None:
+    """A row as seen, or as known if unchanged; `named` are the runs that rows have ids for.
+
+    None where a row without id may be of a run that was queued, or of the next one: that run then
+    counts as missing, so that its details are asked for, which tell.
+    """
     job, run_id = str(row.job), str(row.execution)
     fingerprint = hash((row.status, row.began))
     known = memory.get(job, run_id)
@@ -187,6 +191,8 @@ def _active(
     if row.execution is None:
         others = (run for run in _watched(memory, job) if (job, run.run_id) not in named)
         same = _same(others, began_ms)
+        if same and began_ms is not None and same.started_ms is None and not _provisional(same):
+            return None
         run_id = same.run_id if same else f"{job}@{began_ms or 0}"
     elif known is None:
         was = _was(memory, job, began_ms)
@@ -247,10 +253,10 @@ def _history(asked: _Sweep, response: Response, memory: Memory) -> Page:
     rows.sort(key=lambda row: row.id)
     last = _dealt_with(job, memory)
     news = [row for row in rows if _is_news(job, row, last, memory)]
-    # Any of them may be a run that has a provisional id; what had ended before first contact
-    # is not. They are asked for again, and the mark stays below, until they are known.
-    unsure = news if news and any(map(_provisional, _watched(memory, job))) else []
-    unsure = [row for row in unsure if not (first_contact and has_ended(row.status))]
+    # Any unknown one may be a run that has a provisional id. They are asked for again, and the
+    # mark stays below, until they are known.
+    unnamed = any(map(_provisional, _watched(memory, job)))
+    unsure = [row for row in news if unnamed and memory.get(job, str(row.id)) is None]
     runs = [_seen(memory, job, str(row.id), row.status) for row in news if row not in unsure]
     follow = [_details_of(job, str(row.id)) for row in unsure]
     newest = asked.newest or max((row.id for row in rows), default=0)
