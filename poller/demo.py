@@ -86,7 +86,8 @@ def line(event: Event, colours: Mapping[str, str]) -> Text:
         if marks:
             text.append(f"  {' '.join(marks)}", style="dim")
         if data.error:
-            text.append(f"  {data.error.message.partition("\n")[0][:60]}", style="red")
+            why = data.error.message.partition("\n")[0]
+            text.append(f"  {why[:60]}", style="red")
     else:
         text.append(f"{event.data.source:10} ", style="bold")
         text.append(f"{word:10}", style=colours[word])

@@ -410,6 +410,18 @@ def check_ends(
                 assert (stay.state, stay.from_ms) in told, (own, accounts.get(number))
 
 
+def check_bounds(accounts: dict[int, Account], stays: dict[int, list[Stay]]) -> None:
+    """What was seen to happen did so between the two polls that an event names."""
+    for number, account in accounts.items():
+        for data in (event.data for event in account):
+            after_ms, at_ms = iso_ms(data.observed_after), iso_ms(data.observed_at) or 0
+            if after_ms is not None and not data.inferred and data.state is not State.UNKNOWN:
+                assert any(
+                    stay.state is data.state and after_ms <= stay.from_ms <= at_ms
+                    for stay in stays[number]
+                ), (data, stays[number])
+
+
 def check(name: str, played: Play) -> None:
     """All laws."""
     accounts, stays = accounts_of(played), truth_of(played.world)
@@ -440,8 +452,9 @@ def test_every_end_that_a_good_poll_could_see_is_told_and_only_what_was_deleted_
     for number, account in accounts.items():
         vanished = any(event.data.reason == "vanished" for event in account)
         assert not vanished or stays[number][-1].state is None
-    if name in ("dataarts", "kylin", "scale"):  # the others' lists show no ends
+    if name in ("dataarts", "kylin", "scale"):  # the others' lists do not show everything
         check_ends(played, accounts, stays, all_told=name == "scale")
+        check_bounds(accounts, stays)
 
 
 # A restart is a diff
