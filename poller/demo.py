@@ -181,7 +181,7 @@ async def _show(
     live = Live(console=console, refresh_per_second=4, transient=True)
     async with asyncio.TaskGroup() as group:
         readers = [
-            group.create_task(_read_redis(console, board, redis)),
+            group.create_task(_read_redis(console, board, redis, stop)),
             group.create_task(_read_mqtt(console, board, mqtt)),
         ]
         if console.is_terminal:
@@ -190,14 +190,15 @@ async def _show(
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await stop.wait()
+        stop.set()
         for reader in readers:
             reader.cancel()
         live.stop()
 
 
-async def _read_redis(console: Console, board: Board, url: str) -> None:
+async def _read_redis(console: Console, board: Board, url: str, stop: asyncio.Event) -> None:
     sink = RedisSink(url, journal="demo")
-    async for _, event in tails.from_redis(sink, [], since_ms=0, last=0, follow=True):
+    async for _, event in tails.from_redis(sink, [], since_ms=0, last=0, until=stop):
         _tell(console, board, event, "redis")
 
 

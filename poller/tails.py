@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import heapq
 from collections.abc import AsyncIterator, Sequence
+from contextlib import suppress
 from typing import Any
 
 from poller.events import Event, decode
@@ -17,9 +18,12 @@ _BATCH = 500
 
 
 async def from_journal(
-    journal: Journal, *, since_ms: Ms | None, last: int, follow: bool
+    journal: Journal, *, since_ms: Ms | None, last: int, until: asyncio.Event | None
 ) -> AsyncIterator[tuple[bytes, Event]]:
-    """Bytes and event, oldest first: those since a time, or the last few; then those to come."""
+    """Bytes and event, oldest first: those since a time, or the last few; then those to come.
+
+    Those to come until `until` is set; without it there are none.
+    """
     await journal.refresh()
     if since_ms is None:
         offset = max(0, journal.last_offset - last)
@@ -30,14 +34,17 @@ async def from_journal(
         for event in batch:
             offset = event.offset
             yield event.body, decode(event.body)
-        if not batch:
-            if not follow:
-                return
-            await asyncio.sleep(_LOOK_S)
+        if not batch and await _enough(until):
+            return
 
 
 async def from_redis(
-    sink: RedisSink, sources: Sequence[str], *, since_ms: Ms | None, last: int, follow: bool
+    sink: RedisSink,
+    sources: Sequence[str],
+    *,
+    since_ms: Ms | None,
+    last: int,
+    until: asyncio.Event | None,
 ) -> AsyncIterator[tuple[bytes, Event]]:
     """The same from the streams of some sources, or of all that Redis knows if none are named.
 
@@ -56,9 +63,17 @@ async def from_redis(
                 skip_all_but = None
             for _, body in events:
                 yield body, decode(body)
-            if not follow:
+            if await _enough(until):
                 return
-            await asyncio.sleep(_LOOK_S)
+
+
+async def _enough(until: asyncio.Event | None) -> bool:
+    """Whether to end; else after a while, when it is time to look again."""
+    if until is not None:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(_LOOK_S):
+                await until.wait()
+    return until is None or until.is_set()
 
 
 _SOURCES = "poller:sources"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import signal
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -83,7 +85,12 @@ async def _tail(
     follow: bool,
     pretty: bool,
 ) -> None:
-    async with _events(loaded, sources, since_ms, last, follow=follow) as stream:
+    # Set by a signal instead of cancelling, which a Redis client may swallow.
+    stop = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stop.set)
+    until = stop if follow else None
+    async with _events(loaded, sources, since_ms, last, until=until) as stream:
         async for body, event in stream:
             if wanted(event):
                 if pretty:
@@ -95,14 +102,19 @@ async def _tail(
 
 @asynccontextmanager
 async def _events(
-    loaded: Settings, sources: list[str], since_ms: Ms | None, last: int, *, follow: bool
+    loaded: Settings,
+    sources: list[str],
+    since_ms: Ms | None,
+    last: int,
+    *,
+    until: asyncio.Event | None,
 ) -> AsyncIterator[AsyncIterator[tuple[bytes, events.Event]]]:
     for sink in app.sinks(loaded, "tail", visitor=True):
         if isinstance(sink, RedisSink):
-            yield tails.from_redis(sink, sources, since_ms=since_ms, last=last, follow=follow)
+            yield tails.from_redis(sink, sources, since_ms=since_ms, last=last, until=until)
             return
     async with read_journal(loaded.poller.journal) as journal:
-        yield tails.from_journal(journal, since_ms=since_ms, last=last, follow=follow)
+        yield tails.from_journal(journal, since_ms=since_ms, last=last, until=until)
 
 
 def _wanted(sources: list[str], kind: str | None) -> Callable[[events.Event], bool]:
