@@ -103,6 +103,14 @@ def test_a_run_queued_at_first_contact_may_have_run_since() -> None:
     ]
 
 
+def test_a_run_of_unknown_state_at_first_contact_may_have_been_queued_since() -> None:
+    at = Observation(at_ms=AT, first_contact="active", contact_ms=CONTACT)
+    _, known = diff(None, seen("unknown", unmapped=True), at)
+    row = seen("running", queued_ms=AT + 3, started_ms=AT + 5)
+    transitions, _ = diff(known, row, later(AT + 10))
+    assert short(transitions) == [("queued", 1, AT + 3, True), ("running", 1, AT + 5, False)]
+
+
 @pytest.mark.parametrize(
     "stamps",
     [
