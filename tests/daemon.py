@@ -54,6 +54,7 @@ def settings(
     *,
     redis: str | None = None,
     mqtt: str | None = None,
+    protocol: str = "auto",
     defaults: str = "",
     instance: str = "test",
     extra: str = "",
@@ -62,7 +63,7 @@ def settings(
     tables = [
         f'[poller]\ninstance = "{instance}"\njournal = "{folder}/journal.db"\ndrain = "5s"',
         f'[redis]\nurl = "{redis}"' if redis else "",
-        f'[mqtt]\nurl = "{mqtt}"' if mqtt else "",
+        f'[mqtt]\nurl = "{mqtt}"\nprotocol = "{protocol}"' if mqtt else "",
         '[http]\nlisten = "127.0.0.1:0"',
         f'[defaults]\ninterval = "150ms"\nidle_interval = "150ms"\nrate = "200/s"\n{defaults}',
         *(

@@ -90,7 +90,9 @@ async def test_all_five_vendors_reach_both_brokers_in_order(
     async with AsyncExitStack() as stack:
         urls = {name: (name, (await simulated(stack, name))[2]) for name in BUILT_IN}
         received = await stack.enter_async_context(subscribed(mqtt_broker.url, "jobs/#"))
-        config = settings(tmp_path, urls, redis=redis_url, mqtt=mqtt_broker.url)
+        protocol = "3.1.1" if mqtt_broker.name == "amqtt" else "auto"
+        brokers = {"redis": redis_url, "mqtt": mqtt_broker.url, "protocol": protocol}
+        config = settings(tmp_path, urls, **brokers)
         daemon = await stack.enter_async_context(running(config))
         base = await daemon.url()
 
