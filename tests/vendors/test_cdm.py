@@ -797,9 +797,19 @@ def test_a_last_run_without_a_date_is_told_with_its_history() -> None:
 def test_the_first_runs_of_a_job_are_read_from_the_history() -> None:
     poller = Poller()
     poller.poll(server([{"name": "etl", "status": "NEW"}]))
-    history = [run(40, "RUNNING"), run(38, "FAILED"), run(2, "SUCCEEDED")]
+    before_contact = run(2, "SUCCEEDED") | {"creation-date": NOW - 1}
+    history = [run(40, "RUNNING"), run(38, "FAILED"), before_contact]
     pages = poller.poll(server([row(40, "RUNNING")], run(40, "RUNNING"), history))
     assert [told(seen) for seen in runs(pages)] == [("38", State.FAILED), ("40", State.RUNNING)]
+
+
+def test_a_job_never_asked_before_tells_all_its_runs_since_first_contact() -> None:
+    poller = Poller()
+    poller.poll(server([]))
+    history = [run(3, "RUNNING"), run(2, "SUCCEEDED"), run(1, "FAILED") | {"creation-date": NOW}]
+    poller.last_good = NOW + 86_400_000
+    pages = poller.poll(server([row(3, "RUNNING")], run(3, "RUNNING"), history))
+    assert [told(seen) for seen in runs(pages)] == [("2", State.SUCCEEDED), ("3", State.RUNNING)]
 
 
 def test_an_old_run_of_a_job_listed_for_the_first_time_has_no_history() -> None:

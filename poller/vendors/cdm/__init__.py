@@ -238,7 +238,7 @@ def _may_have_missed(last: Seen, mark: _Mark, memory: Memory) -> bool:
     if not mark.newest:
         if memory.last_good_ms is None:
             return memory.publish_all
-        return (last.queued_ms or 0) > memory.last_good_ms
+        return (last.queued_ms or 0) > memory.contact_ms
     known = memory.get(last.job.id, mark.newest)
     steps = _number(last) - int(mark.newest)
     return steps > 1 or (steps == 1 and known is not None and known.state not in TERMINAL)
@@ -246,7 +246,7 @@ def _may_have_missed(last: Seen, mark: _Mark, memory: Memory) -> bool:
 
 def _caught_up(asked: _Asked, runs: list[Seen], memory: Memory) -> Page:
     """The last run, and before it what else the history tells beyond what was told."""
-    newest, since_ms = int(_mark(memory, asked.job.id).newest or 0), memory.last_good_ms or 0
+    newest, since_ms = int(_mark(memory, asked.job.id).newest or 0), memory.contact_ms
     notes = []
     if newest and len(runs) >= _HISTORY_SIZE and _number(runs[0]) > newest:
         notes = [f"job {asked.job.id!r}: its history is too short, runs may have been missed"]
