@@ -187,9 +187,11 @@ async def test_sources_are_changed_by_sighup_and_a_bad_file_is_refused(
 
 
 async def polled(daemon: Daemon, source: str) -> bool:
-    """Whether the source has had a good poll."""
+    """Whether first contact with the source is over: some polls, the last of them good."""
     metrics = (await get(f"{await daemon.url()}/metrics"))[1]
-    return f'poller_source_up{{source="{source}"}} 1.0' in metrics
+    counted = f'poller_polls_total{{source="{source}"}} '
+    polls = [float(line.removeprefix(counted)) for line in metrics.splitlines() if counted in line]
+    return f'poller_source_up{{source="{source}"}} 1.0' in metrics and polls[0] > 3
 
 
 async def stream_has(redis: str, source: str) -> bool:
