@@ -13,7 +13,7 @@ import jsonschema
 import pytest
 from redis.asyncio import Redis
 
-from poller.brokers import Broker
+from poller.brokers import Broker, redis_server
 from poller.events import schema
 from poller.runs import TERMINAL
 from poller.vendors import BUILT_IN
@@ -199,8 +199,6 @@ async def stream_has(redis: str, source: str) -> bool:
 
 
 async def test_a_dead_redis_shows_in_readyz_and_loses_nothing(tmp_path: Path) -> None:
-    from poller.brokers import redis_server  # noqa: PLC0415 - one of its own, to be killed
-
     broker = redis_server(tmp_path / "redis", appendonly=True)
     (tmp_path / "redis").mkdir()
     async with AsyncExitStack() as stack:
