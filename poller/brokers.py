@@ -205,11 +205,7 @@ def mosquitto(
     Raises:
         PollerError: there is none on this machine.
     """
-    program = _mosquitto()
-    if program is None:
-        raise PollerError(
-            "no MQTT broker: install mosquitto, or `pip install 'job-poller[demo]'` for amqtt"
-        )
+    program = mosquitto_program()
 
     def command(port: int) -> Sequence[str]:
         # without the second line small packets wait up to 40 ms for each other, and without the
@@ -223,6 +219,20 @@ def mosquitto(
         return (program, "-c", str(file))
 
     return Broker("mosquitto", command, folder=folder, scheme="mqtt", port=port)
+
+
+def mosquitto_program() -> str:
+    """The path of mosquitto on this machine.
+
+    Raises:
+        PollerError: there is none.
+    """
+    program = _mosquitto()
+    if program is None:
+        raise PollerError(
+            "no MQTT broker: install mosquitto, or `pip install 'job-poller[demo]'` for amqtt"
+        )
+    return program
 
 
 def amqtt(folder: Path, *, port: int | None = None) -> Broker:

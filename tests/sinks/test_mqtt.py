@@ -274,12 +274,12 @@ async def test_a_refusal_to_connect_is_explained(answer: bytes, sentence: str) -
 
 
 @pytest.fixture
-def start(tmp_path: Path) -> Iterator[Callable[..., Broker]]:
+def start(tmp_path: Path, make_mosquitto: Callable[..., Broker]) -> Iterator[Callable[..., Broker]]:
     """Starts a mosquitto with these lines of configuration."""
     started: list[Broker] = []
 
     def start(*config: str) -> Broker:
-        broker = brokers.mosquitto(tmp_path, config=("allow_anonymous true", *config))
+        broker = make_mosquitto(tmp_path, config=("allow_anonymous true", *config))
         started.append(broker)
         broker.start()
         return broker
@@ -298,7 +298,7 @@ def hashed(user: str, password: str) -> str:
 
 
 @pytest.fixture
-def guarded(tmp_path: Path) -> Iterator[Broker]:
+def guarded(tmp_path: Path, make_mosquitto: Callable[..., Broker]) -> Iterator[Broker]:
     """A mosquitto with the files of deploy/."""
     users = hashed("poller", "change-me") + hashed("subscriber", "change-me-too")
     (tmp_path / "passwords").write_text(users)
@@ -309,7 +309,7 @@ def guarded(tmp_path: Path) -> Iterator[Broker]:
     text = text.replace("set_tcp_nodelay true\n", "").replace("max_queued_messages 100000\n", "")
     for there in ("/mosquitto/config", "/mosquitto/data"):
         text = text.replace(there, str(tmp_path))
-    yield from running(brokers.mosquitto(tmp_path, config=text.splitlines()))
+    yield from running(make_mosquitto(tmp_path, config=text.splitlines()))
 
 
 POLLER = {"username": "poller", "password": "change-me"}
