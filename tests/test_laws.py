@@ -11,7 +11,6 @@ from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import partial
-from itertools import groupby, pairwise
 from math import inf
 from random import Random
 from typing import Any, Literal
@@ -25,17 +24,18 @@ from hypothesis import strategies as st
 from poller import vendors
 from poller.asking import Asker, Plan
 from poller.errors import Unreachable
-from poller.events import JobData, JobEvent, Previous
+from poller.events import JobData, JobEvent
 from poller.known import Commit
 from poller.ledger import Ledger
 from poller.payload import iso_ms
-from poller.runs import TERMINAL, Ms, State
+from poller.runs import Ms, State
 from poller.schedule import Pace
 from poller.telemetry import Metrics
 from poller.visit import Visitor
 from poller.wire import Request, Response, Vendor
-from poller.world import Kind, SimRun, Step, World
+from poller.world import Kind, SimRun, World
 from tests import toy
+from tests.accounts import Account, Stay, Truth, flaws, untold_ends
 from tests.toy import EPOCH_MS, MemoryJournal, ToyOptions, now_ms, watched
 
 SHORT = settings(
@@ -267,147 +267,16 @@ def play(name: str, script: Script) -> Play:
 
 # The published account against the true one
 
-Account = list[JobEvent]
 
-
-@dataclass(frozen=True, slots=True)
-class Stay:
-    """A run was in a state from a time on until another."""
-
-    attempt: int
-    state: State | None
-    from_ms: Ms
-    until_ms: float
-
-
-def truth_of(world: World) -> dict[int, list[Stay]]:
-    """Run's number → its true account, in order."""
-    steps: dict[int, list[Step]] = defaultdict(list)
-    for step in world.account:
-        steps[step.number].append(step)
-    return {
-        number: [
-            Stay(step.attempt, step.state, step.at_ms, after)
-            for step, after in zip(own, [*(step.at_ms for step in own[1:]), inf], strict=True)
-        ]
-        for number, own in steps.items()
-    }
-
-
-def accounts_of(played: Play) -> dict[int, Account]:
-    """Run's number → what was published of it, also before its real id was known."""
-    numbers: dict[str, int] = {}
-    for run in played.runs.values():
-        numbers |= {str(run.number): run.number, run.uuid: run.number}
-        if run.definition.kind.stream:
-            numbers[run.definition.name] = run.number
-        numbers[f"{run.definition.number}@{(run.now.started_ms or 0) // 1000}"] = run.number
-    accounts: dict[int, Account] = defaultdict(list)
-    for event in played.journal.events():
-        if isinstance(event, JobEvent):
-            job, at, began_ms = event.subject.partition("@")
-            run_id = f"{job}@{int(began_ms) // 1000}" if at else job
-            accounts[numbers[run_id]].append(event)
-    return accounts
-
-
-def check_order(played: Play) -> None:
-    """Sequence, ids."""
-    events = played.journal.events()
-    assert [int(event.sequence) for event in events] == list(range(1, len(events) + 1))
-    assert len({event.id for event in events}) == len(events)
-    ups = [event.data.up for event in events if not isinstance(event, JobEvent)]
-    assert ups == [bool(number % 2) for number in range(len(ups))]
-
-
-def check_legal(account: Account, *, counted: bool, marked: bool) -> None:
-    """Each event follows from the one before.
-
-    `counted` are attempts that the vendor counts, `marked` those that it tells apart.
-    """
-    first = account[0].data.previous
-    assert first is None or first.state in TERMINAL
-    for before, event in pairwise(account):
-        was, data = before.data, event.data
-        assert event.time >= before.time
-        assert data.previous is not None
-        assert data.previous == Previous(was.state, was.vendor_state, was.run.attempt)
-        assert not data.snapshot
-        if data.run.attempt == was.run.attempt:
-            assert data.state is not was.state
-        elif counted:
-            assert data.run.attempt > was.run.attempt
-        else:
-            assert data.run.attempt == was.run.attempt + 1
-    for _, attempt in groupby(account, key=lambda event: event.data.run.attempt):
-        states = [event.data.state for event in attempt if event.data.state is not State.UNKNOWN]
-        ended = [state in TERMINAL for state in states]
-        assert ended == sorted(ended)
-        assert not marked or State.QUEUED not in states[1:]
-
-
-def check_true(event: JobEvent, stays: list[Stay], *, counted: bool, cut_ms: int) -> None:
-    """What an event says was so; `cut_ms` is the grain of the vendor's timestamps."""
-    data, time_ms = event.data, iso_ms(event.time)
-    until_ms, from_ms = iso_ms(data.observed_at), iso_ms(data.observed_after)
-    assert until_ms is not None
-    assert time_ms is not None
-    assert time_ms <= until_ms
-    assert data.snapshot is (data.observed_after is None and data.previous is None)
-    if data.state is State.UNKNOWN:
-        check_unknown(data, stays)
-        return
-    own = [stay for stay in stays if stay.state is data.state]
-    if counted:
-        own = [stay for stay in own if stay.attempt == data.run.attempt]
-    if data.time_source == "vendor":
-        assert any(stay.from_ms // cut_ms == time_ms // cut_ms for stay in own)
-    if data.inferred:
-        assert any(stay.from_ms <= until_ms for stay in own)
-    else:
-        assert any(stay.from_ms <= until_ms and stay.until_ms >= (from_ms or 0) for stay in own), (
-            event,
-            stays,
-        )
-
-
-def check_unknown(data: JobData, stays: list[Stay]) -> None:
-    assert data.vendor_state is None
-    assert data.reason in ("vanished", "superseded")
-    if data.reason == "superseded":
-        assert len({stay.attempt for stay in stays}) > 1
-
-
-def check_present(played: Play, accounts: dict[int, Account], *, history: bool) -> None:
-    """In the end, what was published last of a run is what is; `history`: the vendor tells ends.
-
-    Where questions by id went wrong, a run may have been given up.
-    """
-    given_up = any(fault.by_id for fault in played.script.faults)
-    for number, run in played.runs.items():
-        account = accounts.get(number, [])
-        state = account[-1].data.state if account else None
-        if number not in played.world.runs:
-            assert state in {*TERMINAL, State.UNKNOWN, None}
-        elif account and (history or state not in TERMINAL):
-            assert state is run.now.state or (given_up and state is State.UNKNOWN), (run, account)
-        elif history and not given_up:
-            assert run.now.terminal, run
-            assert run.now.changed_ms <= played.contact_ms, run
-
-
-def check_ends(
-    played: Play, accounts: dict[int, Account], stays: dict[int, list[Stay]], *, all_told: bool
-) -> None:
-    """Every end that a good poll could see is told; `all_told`: the vendor remembers them all."""
-    for number, own in stays.items():
-        told = {(e.data.state, iso_ms(e.time)) for e in accounts.get(number, [])}
-        for stay in own:
-            if stay.state not in TERMINAL or stay.from_ms <= played.contact_ms:
-                continue
-            seen = [ms for ms in played.good_ms if stay.from_ms <= ms < stay.until_ms - 500]
-            if seen or (all_told and number in played.world.runs):
-                assert (stay.state, stay.from_ms) in told, (own, accounts.get(number))
+def truth_of(name: str, played: Play) -> Truth:
+    return Truth(
+        vendor=name,
+        world=played.world,
+        runs=played.runs,
+        contact_ms=played.contact_ms,
+        history=name != "plain",
+        given_up=any(fault.by_id for fault in played.script.faults),
+    )
 
 
 def check_bounds(accounts: dict[int, Account], stays: dict[int, list[Stay]]) -> None:
@@ -422,23 +291,12 @@ def check_bounds(accounts: dict[int, Account], stays: dict[int, list[Stay]]) -> 
                 ), (data, stays[number])
 
 
-def check(name: str, played: Play) -> None:
-    """All laws."""
-    accounts, stays = accounts_of(played), truth_of(played.world)
-    counted, cut_ms = name == "scale", 1000 if name == "datameer" else 1
-    check_order(played)
-    for number, account in accounts.items():
-        check_legal(account, counted=counted, marked=name in ("plain", "kylin", "scale"))
-        for event in account:
-            check_true(event, stays[number], counted=counted, cut_ms=cut_ms)
-    check_present(played, accounts, history=name != "plain")
-
-
 @pytest.mark.parametrize("name", ["plain", *vendors.BUILT_IN])
 @SHORT
 @given(script=ANY)
 def test_what_is_published_is_a_true_account(name: str, script: Script) -> None:
-    check(name, play(name, script))
+    played = play(name, script)
+    assert not list(flaws(played.journal.events(), truth_of(name, played)))
 
 
 @pytest.mark.parametrize("name", ["plain", *vendors.BUILT_IN])
@@ -448,12 +306,13 @@ def test_every_end_that_a_good_poll_could_see_is_told_and_only_what_was_deleted_
     name: str, script: Script
 ) -> None:
     played = play(name, script)
-    accounts, stays = accounts_of(played), truth_of(played.world)
+    truth = truth_of(name, played)
+    accounts, stays = truth.accounts(played.journal.events()), truth.stays()
     for number, account in accounts.items():
         vanished = any(event.data.reason == "vanished" for event in account)
         assert not vanished or stays[number][-1].state is None
     if name in ("dataarts", "kylin", "scale"):  # the others' lists do not show everything
-        check_ends(played, accounts, stays, all_told=name == "scale")
+        assert not list(untold_ends(accounts, truth, played.good_ms, all_told=name == "scale"))
         check_bounds(accounts, stays)
 
 
