@@ -122,9 +122,11 @@ class Daemon:
 
 
 @asynccontextmanager
-async def running(config: Path, env: Mapping[str, str] | None = None) -> AsyncIterator[Daemon]:
-    """The daemon, started; ended whatever happens."""
-    daemon = Daemon(await command("run", "-c", str(config), env=env))
+async def running(
+    config: Path, env: Mapping[str, str] | None = None, *, planted: str | None = None
+) -> AsyncIterator[Daemon]:
+    """The daemon, started, with this planted by tests/crashing.py; ended whatever happens."""
+    daemon = Daemon(await command("run", "-c", str(config), env=env, planted=planted))
     try:
         yield daemon
     finally:
@@ -132,13 +134,13 @@ async def running(config: Path, env: Mapping[str, str] | None = None) -> AsyncIt
 
 
 async def command(
-    *arguments: str, env: Mapping[str, str] | None = None
+    *arguments: str, env: Mapping[str, str] | None = None, planted: str | None = None
 ) -> asyncio.subprocess.Process:
     """Start a `poller` command with its output captured."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "poller",
+        *(["poller"] if planted is None else ["tests.crashing", planted]),
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
