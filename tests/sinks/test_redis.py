@@ -20,6 +20,8 @@ from poller.errors import PollerError, SettingsError, SinkUnavailable
 from poller.events import Recorded
 from poller.sinks.redis import CALL_EVENTS, RedisSink, cursor_key, stream_key
 from poller.sinks.redis.address import parse
+from tests import daemon
+from tests.soak.proxy import Proxy
 
 EXPIRED = {
     "not_before": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC),
@@ -685,3 +687,21 @@ async def test_a_name_that_no_sentinel_knows_is_called_so(
     at = redis_broker.url.removeprefix("redis://")
     none = RedisSink(f"redis+sentinel://{at}/main", journal="j")
     assert "what answers there is no Sentinel" in await refused(none)
+
+
+def test_a_connection_that_was_reset_is_called_so_on_a_faster_loop_too(
+    redis_broker: Broker, recorded: Any
+) -> None:
+    async def deliver() -> None:
+        async with Proxy("redis", redis_broker.port).serve() as proxy:
+            sink = RedisSink(f"redis://127.0.0.1:{proxy.port}", journal="j")
+            async with sink.connect() as connection:
+                await connection.send([recorded(1)])
+                proxy.reset()
+                await daemon.until(lambda: not proxy.links, "the end of the connection")
+                with pytest.raises(SinkUnavailable):
+                    await connection.send([recorded(2)])
+
+    uvloop = pytest.importorskip("uvloop")
+    for _ in range(5):
+        uvloop.run(deliver())

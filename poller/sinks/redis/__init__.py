@@ -317,6 +317,10 @@ async def _asking(where: str, timeout_s: float, delivered: int = 0) -> AsyncIter
             yield
     except (RedisError, RedisClusterException, OSError) as error:
         raise SinkUnavailable(f"Redis at {where}: {_sentence(error)}", delivered) from error
+    except RuntimeError as error:
+        if "handler is closed" not in str(error):  # uvloop's words for a connection that was reset
+            raise
+        raise SinkUnavailable(f"Redis at {where}: the connection was reset", delivered) from error
 
 
 def _sentence(error: Exception) -> str:
