@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from random import Random
 from typing import NoReturn
 
@@ -137,8 +137,9 @@ class _Trouble:
 
     async def _drop(self, incoming: web.Request, response: Response) -> web.StreamResponse:
         stream = web.StreamResponse(headers={"Content-Length": str(len(response.body) + 1)})
-        await stream.prepare(incoming)
-        await stream.write(response.body[: len(response.body) // 2])
+        with suppress(ConnectionResetError):  # the client has gone first
+            await stream.prepare(incoming)
+            await stream.write(response.body[: len(response.body) // 2])
         if incoming.transport is not None:
             incoming.transport.abort()
         return stream

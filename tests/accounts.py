@@ -164,7 +164,7 @@ def _true(event: JobEvent, stays: list[Stay], truth: Truth) -> Iterator[Flaw]:
     """What an event says was so."""
     data, time_ms, slack_ms = event.data, iso_ms(event.time), truth.slack_ms
     until_ms, from_ms = iso_ms(data.observed_at), iso_ms(data.observed_after)
-    if until_ms is None or time_ms is None or time_ms > until_ms:
+    if until_ms is None or time_ms is None or time_ms > until_ms + slack_ms:
         yield Flaw("untrue", f"later than it was seen: {event}")
         return
     if data.snapshot is not (data.observed_after is None and data.previous is None):
@@ -215,11 +215,17 @@ def untold_ends(
 ) -> Iterator[Flaw]:
     """Ends that good polls, begun at these times, could see; `all_told`: the vendor keeps them."""
     for number, own in truth.stays().items():
-        told = {(e.data.state, iso_ms(e.time)) for e in accounts.get(number, [])}
+        account = accounts.get(number, [])
         for stay in own:
             if stay.state not in TERMINAL or stay.from_ms <= truth.contact_ms:
                 continue
             seen = [ms for ms in good_ms if stay.from_ms <= ms < stay.until_ms - 500]
             lasting = all_told and number in truth.world.runs
-            if (seen or lasting) and (stay.state, stay.from_ms) not in told:
-                yield Flaw("lost", f"{stay} of {own}: {accounts.get(number)}")
+            if (seen or lasting) and not any(_tells(event, stay, truth) for event in account):
+                yield Flaw("lost", f"{stay} of {own}: {account}")
+
+
+def _tells(event: JobEvent, stay: Stay, truth: Truth) -> bool:
+    late_ms = (iso_ms(event.time) or 0) - stay.from_ms
+    attempt = not truth.counted or event.data.run.attempt == stay.attempt
+    return event.data.state is stay.state and abs(late_ms) <= truth.slack_ms and attempt

@@ -1,0 +1,55 @@
+"""`python -m tests.soak`: everything goes wrong for a while, and nothing may be lost."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+import tempfile
+from pathlib import Path
+
+import msgspec
+import orjson
+
+from tests.crashing import BUGS
+from tests.soak.run import Report, soak
+
+
+def main() -> None:
+    """Run one soak for every seed, report each, and exit with 1 if anything is wrong."""
+    parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
+    parser.add_argument("--seeds", default="1,2,3", help="decide what goes wrong (1,2,3)")
+    parser.add_argument("--seconds", type=float, default=300, help="for each seed (300)")
+    parser.add_argument("--rate", type=float, default=6, help="faults per second (6)")
+    parser.add_argument("--planted", default="plain", choices=BUGS, help="a bug to be noticed")
+    parser.add_argument("--json", action="store_true", help="a JSON object a line")
+    parser.add_argument("--keep", type=Path, help="keep the brokers' and the daemon's files here")
+    asked = parser.parse_args()
+    good = True
+    for seed in map(int, asked.seeds.split(",")):
+        report = asyncio.run(_one(asked, seed))
+        good = good and report.is_good
+        sys.stdout.write(orjson.dumps(msgspec.structs.asdict(report)).decode() + "\n")
+    sys.exit(not good)
+
+
+async def _one(asked: argparse.Namespace, seed: int) -> Report:
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary) if asked.keep is None else asked.keep / f"seed-{seed}"
+        folder.mkdir(parents=True, exist_ok=True)
+        return await soak(
+            folder,
+            seed=seed,
+            for_s=asked.seconds,
+            per_s=asked.rate,
+            planted=asked.planted,
+            progress=_tell,
+        )
+
+
+def _tell(line: str) -> None:
+    sys.stderr.write(line + "\n")
+
+
+if __name__ == "__main__":
+    main()
