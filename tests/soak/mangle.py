@@ -10,6 +10,9 @@ import orjson
 from poller.wire import Request, Response, Vendor
 from poller.world import World
 
+_HISTORIES = ("submissions", "job-history", "executions")
+"""What these leave out once has never been, for whoever reads them: they are believed."""
+
 MANGLES = ("reordered rows", "repeated rows", "missing rows")
 
 
@@ -41,7 +44,7 @@ class Mangle:
             self._random.shuffle(rows)
         elif self.kind == "repeated rows":
             rows += self._random.sample(rows, len(rows) // 2)
-        else:
+        elif not any(word in request.path for word in _HISTORIES):
             rows[:] = [row for row in rows if self._random.random() < 0.5]
         return Response(status=200, headers=answer.headers, body=orjson.dumps(document))
 

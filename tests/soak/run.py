@@ -121,5 +121,6 @@ async def _caught_up(stage: Stage, heal_s: float) -> Verdict:
 
 
 def _examples(verdict: Verdict) -> list[str]:
-    first = {flaw.kind: flaw.what for flaw in reversed(verdict.flaws)}
-    return [f"{kind}: {what}" for kind, what in first.items()]
+    """A few flaws in full, those of the rarest kind first."""
+    rarest = sorted(verdict.flaws, key=lambda flaw: verdict.counts[flaw.kind])
+    return [f"{flaw.kind}: {flaw.what}" for flaw in rarest[:10]]

@@ -116,7 +116,7 @@ class Stage:
         self._stopped_ms: Ms | None = None
         self._daemon: Daemon | None = None
         self._guard: asyncio.Task[None] | None = None
-        self._ending = False
+        self._changing = asyncio.Lock()
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -183,12 +183,32 @@ class Stage:
 
     async def start(self) -> None:
         """Start the daemon, and keep it alive from now on, as a supervisor would."""
-        self._ending = False
+        async with self._changing:
+            if self._daemon is None:
+                await self._spawn()
+
+    async def stop(self) -> int | None:
+        """End the daemon as an operator does, once it has come up; gives its exit code."""
+        if self._daemon is not None:
+            await self._daemon.said("poller.started")
+        return await self.end(signal.SIGTERM)
+
+    async def end(self, number: signal.Signals) -> int | None:
+        """End the daemon; gives its exit code, None if it does not run."""
+        async with self._changing:
+            if self._daemon is None:
+                return None
+            daemon, self._daemon = self._daemon, None
+            return await daemon.end(number)
+
+    async def _spawn(self) -> None:
         self.lives += 1
-        words = ["-m", "tests.soak.launch", str(self._clock), self._planted]
         process = await asyncio.create_subprocess_exec(
             sys.executable,
-            *words,
+            "-m",
+            "tests.soak.launch",
+            str(self._clock),
+            self._planted,
             "run",
             "-c",
             str(self._config),
@@ -201,24 +221,10 @@ class Stage:
 
     async def _keep(self, daemon: Daemon) -> None:
         code = await daemon.process.wait()
-        if not self._ending:
-            self.deaths.append(f"exit {code}: {daemon.text[-2000:]}")
-            await asyncio.sleep(0.2)
-            await self.start()
-
-    async def stop(self) -> int | None:
-        """End the daemon as an operator does, once it has come up; gives its exit code."""
-        if self._daemon is not None:
-            await self._daemon.said("poller.started")
-        return await self.end(signal.SIGTERM)
-
-    async def end(self, number: signal.Signals) -> int | None:
-        """End the daemon; gives its exit code, None if it does not run."""
-        self._ending = True
-        if self._daemon is None:
-            return None
-        daemon, self._daemon = self._daemon, None
-        return await daemon.end(number)
+        async with self._changing:
+            if self._daemon is daemon:  # nobody ended it
+                self.deaths.append(f"exit {code}: {daemon.text[-2000:]}")
+                await self._spawn()
 
     def freeze(self) -> None:
         """Stop the daemon where it is."""

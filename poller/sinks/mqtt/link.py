@@ -78,6 +78,7 @@ class Link(aiomqtt.Client):
             self._abandoned = True
             await self._hang_up()
             await asyncio.wait([opening])
+            opening.cancelled() or opening.exception()  # asyncio logs what nobody has looked at
             if unanswered and isinstance(error, aiomqtt.MqttError):
                 raise NoAnswerError("it does not answer") from error
             raise
