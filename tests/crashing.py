@@ -5,9 +5,10 @@ WORD is one of
 - `plain`: nothing is planted.
 - `STEP:before:N`, `STEP:after:N`: the process kills itself right before or right after the Nth time
   that it takes this durable step (see STEPS).
+- `stop:N`: SIGTERM comes while the Nth commit of events is being written.
 - a bug of BUGS, for those who want to know whether they would notice it.
 
-It is started where the project is, so that the program of this checkout runs.
+Several are joined by `+`. Start it where the project is, so that this checkout's program runs.
 """
 
 from __future__ import annotations
@@ -17,13 +18,14 @@ import os
 import signal
 import sqlite3
 import sys
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
 from typing import Any, Literal, NoReturn, cast
 
-from poller import app
+from poller import app, poll
 from poller.cli import main
 from poller.errors import EventRejected
 from poller.events import Recorded
@@ -96,6 +98,7 @@ def at_commits(
                 self.holds |= not value or any(value in part for part in map(_bytes, parameters))
             return cursor
 
+    assert not isinstance(sqlite3.connect, partial), "only one word may be about commits"
     _replace(sqlite3, "connect", partial(sqlite3.connect, factory=Connection))
 
 
@@ -113,6 +116,19 @@ def watch_commits(statement: str, value: bytes, step: Step) -> None:
         return cursor
 
     at_commits(statement, value, end)
+
+
+def stop_in_commit(number: int) -> None:
+    """Be told to stop while a commit is being written, which goes on for a while."""
+    numbers = count(1)
+
+    def end(execute: Callable[[str], sqlite3.Cursor]) -> sqlite3.Cursor:
+        if next(numbers) == number:
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)
+        return execute("COMMIT")
+
+    at_commits(*SQL_STEPS["commit"], end)
 
 
 def watch_redis(step: Step) -> None:
@@ -198,11 +214,15 @@ def plant(word: str) -> None:
         BUGS[word]()
         return
     name, _, at = word.partition(":")
+    if name == "stop" and at.isdecimal():
+        stop_in_commit(int(at))
+        return
     when, _, number = at.partition(":")
     if name not in STEPS or when not in ("before", "after") or not number.isdecimal():
         _usage(word)
     step = Step(cast("When", when), int(number))
-    _replace(app, "_MAINTENANCE_S", 0.2)  # otherwise nothing is pruned within the first minute
+    _replace(app, "_MAINTENANCE_S", 0.2)  # otherwise nothing is pruned within the first minute,
+    _replace(poll, "_PRUNE_EVERY_S", 0.2)  # and nothing forgotten within the first hour
     if name in SQL_STEPS:
         watch_commits(*SQL_STEPS[name], step)
     elif name == "append":
@@ -222,5 +242,6 @@ def _replace(owner: object, name: str, value: object) -> None:
 
 
 if __name__ == "__main__":
-    plant(sys.argv.pop(1))
+    for word in sys.argv.pop(1).split("+"):
+        plant(word)
     main()
