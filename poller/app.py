@@ -128,10 +128,10 @@ class Daemon:
                 running.task.cancel()
 
     async def _drain(self) -> None:
-        drained = [relay.drained() for relay in self.relays]
         try:
             async with asyncio.timeout(self._settings.poller.drain_s):
-                await asyncio.gather(*drained)
+                await self._journal.settled()  # what a poll was writing when it was ended
+                await asyncio.gather(*(relay.drained() for relay in self.relays))
         except TimeoutError:
             lags = {relay.name: (await relay.lag())[0] for relay in self.relays}
             log.warning("poller.not_drained", undelivered=lags)

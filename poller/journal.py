@@ -88,6 +88,14 @@ class Journal:
             self._grown.set()
             self._grown = asyncio.Event()
 
+    async def settled(self) -> None:
+        """Wait until all that was committed before is on disk, and `last_offset` says so.
+
+        Raises:
+            JournalError: the journal does not write.
+        """
+        await self._run(lambda _: None)
+
     async def grown(self, offset: int) -> None:
         """Wait until this process has committed an event after this offset."""
         while self.last_offset <= offset:

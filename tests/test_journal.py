@@ -202,6 +202,15 @@ async def test_a_cancelled_commit_is_written_all_the_same_and_wakes_who_waits(
     assert places(await journal.read(0, 10)) == [(1, "a", 1)]
 
 
+async def test_a_cancelled_commit_can_be_waited_for(journal: Journal) -> None:
+    committing = [asyncio.ensure_future(journal.commit(commit_of(n))) for n in range(1, 400)]
+    await asyncio.sleep(0)
+    for one in committing:
+        one.cancel()
+    await journal.settled()
+    assert journal.last_offset == 399
+
+
 async def test_grown_waits_for_an_event_after_the_offset(journal: Journal) -> None:
     await journal.commit(commit_of(1))
     await journal.grown(0)

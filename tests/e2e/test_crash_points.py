@@ -185,3 +185,13 @@ async def test_death_while_an_event_is_set_aside_sets_it_aside_once(cdm: Place) 
     assert cdm.buried() == unfit
     await until(lambda: fit[-1] in cdm.received, "the last event over MQTT")
     received_in_order(cdm.received, fit)
+
+
+async def test_what_is_being_written_when_the_stop_comes_is_delivered_before_the_end(
+    scale: Place,
+) -> None:
+    async with running(scale.config, planted="stop:6") as daemon:
+        assert await daemon.process.wait() == 0, daemon.text
+    events = await scale.stream()
+    assert scale.kept() == events
+    await until(lambda: scale.received == events, "the same over MQTT")
