@@ -28,7 +28,10 @@ _TOGETHER = 256
 
 
 class Writer:
-    """The thread that writes: takes what has gathered, writes it in one transaction, answers."""
+    """The thread that writes: takes what has gathered, writes it in one transaction, answers.
+
+    After a failure it writes nothing more, since what follows may build on what is not there.
+    """
 
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
         self._path = path
@@ -50,10 +53,10 @@ class Writer:
         return done
 
     def check(self) -> None:
-        """Whether the last transaction was written.
+        """Whether all transactions were written.
 
         Raises:
-            JournalError: it was not, with the reason.
+            JournalError: one was not, with the reason.
         """
         if self._failed:
             raise JournalError(self._failed)
@@ -76,6 +79,7 @@ class Writer:
 
     def _together(self, steps: list[_Step]) -> None:
         try:
+            self.check()
             with translated(self._path):
                 self._db.execute("BEGIN IMMEDIATE")
                 results = [step.work(self._db) for step in steps]
@@ -87,7 +91,6 @@ class Writer:
             for step in steps:
                 step.answer(error=error)
         else:
-            self._failed = None
             for step, result in zip(steps, results, strict=True):
                 step.answer(result=result)
 
