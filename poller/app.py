@@ -120,7 +120,10 @@ class Daemon:
             )
             signals.started.set()
             notify("READY=1")
-            await signals.stop.wait()
+            try:
+                await signals.stop.wait()
+            finally:
+                self._journal.hurry()
             notify("STOPPING=1")
             log.info("poller.stopping")
             reloading.cancel()
@@ -196,15 +199,12 @@ class Daemon:
 
     async def troubles(self) -> list[str]:
         """Why the daemon is not ready, a sentence each; empty if it is."""
-        troubles = []
-        try:
-            self._journal.check()
-        except JournalError as error:
-            troubles.append(f"journal: {error}")
+        blocked = self._blocked()
+        troubles = [] if blocked is None else [f"journal: {blocked}"]
         now_s = asyncio.get_running_loop().time()
         for relay in self.relays:
             trouble = relay.trouble
-            if trouble is None and now_s - relay.alive_s > _SILENT_S:
+            if trouble is None and blocked is None and now_s - relay.alive_s > _SILENT_S:
                 trouble = f"no answer for {now_s - relay.alive_s:.0f} s"
             if trouble is not None:
                 count, age_s = await relay.lag()
@@ -244,8 +244,21 @@ class Daemon:
             if watchdog_s() and not self._stuck():
                 notify("WATCHDOG=1")
 
+    def _blocked(self) -> str | None:
+        """Why the journal does not write at present, which makes every loop wait for it."""
+        try:
+            self._journal.check()
+        except JournalError as error:
+            return str(error)
+        return None
+
     def _stuck(self) -> list[str]:
-        """Sources whose loop gives no sign of life, a sentence each."""
+        """Sources whose loop gives no sign of life, a sentence each; not if the journal tells why.
+
+        To be restarted by a watchdog would help nobody then.
+        """
+        if self._blocked() is not None:
+            return []
         now_s = asyncio.get_running_loop().time()
         return [
             f"source {name}: the loop is stuck, {now_s - running.watch.due_s:.0f} s overdue"

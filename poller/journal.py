@@ -218,10 +218,18 @@ class Journal:
         """Whether the journal still writes.
 
         Raises:
-            JournalError: it does not, with the reason.
+            JournalError: it does not, or it waits for room on its disk; with the reason.
         """
         if self._writer is not None:
             self._writer.check()
+
+    def hurry(self) -> None:
+        """The end is near: what cannot be written since the disk is full fails, and waits no more.
+
+        Until then it waits, and so does everybody who has something to be written.
+        """
+        if self._writer is not None:
+            self._writer.hurry()
 
     def _run(self, work: Callable[[sqlite3.Connection], T]) -> asyncio.Future[T]:
         if self._writer is None:

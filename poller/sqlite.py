@@ -8,29 +8,45 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import fcntl
 import os
 import queue
 import sqlite3
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
+
+import structlog
 
 from poller.errors import JournalError
 
+log = structlog.get_logger()
+
 T = TypeVar("T")
 
-_TOGETHER = 256
+_TOGETHER: Final = 256
 """At most so many steps in one transaction."""
+_RETRY_S: Final = 1.0
+"""How often a full disk is tried again."""
+_NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+_PERHAPS_NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
+_PROBE_BYTES: Final = 65_536
+
+
+class DiskFull(JournalError):
+    """There is no room, or the quota is used up: nothing was written, and may be, later."""
 
 
 class Writer:
     """The thread that writes: takes what has gathered, writes it in one transaction, answers.
 
-    After a failure it writes nothing more, since what follows may build on what is not there.
+    While the disk is full it waits for room, and all who have asked for something wait with it.
+    After any other failure it writes nothing more: what follows may build on what is not there.
     """
 
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
@@ -38,6 +54,8 @@ class Writer:
         self._db = db
         self._steps: queue.SimpleQueue[_Step | None] = queue.SimpleQueue()
         self._failed: str | None = None
+        self._stalled: str | None = None
+        self._hurried = threading.Event()
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
 
@@ -56,13 +74,19 @@ class Writer:
         """Whether all transactions were written.
 
         Raises:
-            JournalError: one was not, with the reason.
+            JournalError: one was not, or not yet, with the reason.
         """
-        if self._failed:
-            raise JournalError(self._failed)
+        trouble = self._failed or self._stalled
+        if trouble:
+            raise JournalError(trouble)
+
+    def hurry(self) -> None:
+        """From now on a full disk is a failure, if it still is full, and not waited for."""
+        self._hurried.set()
 
     def close(self) -> None:
-        """Write what has been asked for, and end the thread."""
+        """Write what has been asked for, without waiting for room, and end the thread."""
+        self.hurry()
         self._steps.put(None)
         self._thread.join()
 
@@ -79,20 +103,54 @@ class Writer:
 
     def _together(self, steps: list[_Step]) -> None:
         try:
-            self.check()
-            with translated(self._path):
-                self._db.execute("BEGIN IMMEDIATE")
-                results = [step.work(self._db) for step in steps]
-                self._db.execute("COMMIT")
+            if self._failed:
+                raise JournalError(self._failed)
+            results = self._written(steps)
         except Exception as error:  # noqa: BLE001 - a bug, too, must end whoever waits, not the thread
-            with contextlib.suppress(sqlite3.Error):
-                self._db.execute("ROLLBACK")
             self._failed = str(error) or repr(error)
             for step in steps:
                 step.answer(error=error)
         else:
             for step, result in zip(steps, results, strict=True):
                 step.answer(result=result)
+
+    def _written(self, steps: list[_Step]) -> list[Any]:
+        """Write them in one transaction, as soon as there is room; gives their results."""
+        while True:
+            try:
+                results = self._transaction(steps)
+            except DiskFull as error:
+                if self._hurried.is_set():
+                    raise JournalError(
+                        f"{error}; what is not written is found again after the next start"
+                    ) from error
+                self._stall(f"{error}: make room, and it goes on by itself")
+            else:
+                self._recover()
+                return results
+            self._hurried.wait(_RETRY_S)
+
+    def _transaction(self, steps: list[_Step]) -> list[Any]:
+        with translated(self._path):
+            try:
+                self._db.execute("BEGIN IMMEDIATE")
+                results = [step.work(self._db) for step in steps]
+                self._db.execute("COMMIT")
+            except Exception:
+                with contextlib.suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+                raise
+            return results
+
+    def _stall(self, trouble: str) -> None:
+        if self._stalled is None:
+            log.error("journal.stalled", message=trouble)
+        self._stalled = trouble
+
+    def _recover(self) -> None:
+        if self._stalled is not None:
+            log.info("journal.recovered", path=str(self._path))
+        self._stalled = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -198,11 +256,30 @@ def locked(path: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def translated(path: Path) -> Iterator[None]:
-    """Turn SQLite's and the system's errors into JournalError, naming the file."""
+    """Turn SQLite's and the system's errors into JournalError or DiskFull, naming the file."""
     try:
         yield
     except (sqlite3.Error, OSError) as error:
+        if _says_full(path, error):
+            raise DiskFull(f"{path}: there is no room on its disk ({error})") from error
         raise JournalError(f"{path}: {error}") from error
+
+
+def _says_full(path: Path, error: Exception) -> bool:
+    code = getattr(error, "sqlite_errorcode", None)
+    if code in _PERHAPS_NO_ROOM:
+        return not _has_room(path)
+    return code == sqlite3.SQLITE_FULL or getattr(error, "errno", None) in _NO_ROOM
+
+
+def _has_room(path: Path) -> bool:
+    """Whether a file beside this one can be written; SQLite does not tell why it could not."""
+    try:
+        with tempfile.TemporaryFile(dir=path.parent) as probe:
+            probe.write(bytes(_PROBE_BYTES))
+    except OSError as error:
+        return error.errno not in _NO_ROOM
+    return True
 
 
 def _connect(path: Path, mode: str) -> sqlite3.Connection:

@@ -5,6 +5,10 @@ WORD is one of
 - `plain`: nothing is planted.
 - `STEP:before:N`, `STEP:after:N`: the process kills itself right before or right after the Nth time
   that it takes this durable step (see STEPS).
+- `full:FILE`: the journal's disk is full for as long as this file exists.
+- `disk:FOLDER`: this folder is a small disk of its own, which this process alone sees; `on_disk`
+  gives others a path to it. For who may mount; to be the first word.
+- `hasty`: a loop that is late counts as stuck at once.
 - `stop:N`: SIGTERM comes while the Nth commit of events is being written.
 - a bug of BUGS, for those who want to know whether they would notice it.
 
@@ -23,6 +27,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import count
+from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
 from poller import app, poll
@@ -52,7 +57,7 @@ STEPS = (*SQL_STEPS, "append", "publish", "acknowledge")
 
 
 class Step:
-    """Ends the process at its Nth time, as `kill -9` and a power cut would."""
+    """Ends the process at its Nth time, as `kill -9` would."""
 
     def __init__(self, when: When, number: int) -> None:
         self._when = when
@@ -98,8 +103,12 @@ def at_commits(
                 self.holds |= not value or any(value in part for part in map(_bytes, parameters))
             return cursor
 
-    assert not isinstance(sqlite3.connect, partial), "only one word may be about commits"
-    _replace(sqlite3, "connect", partial(sqlite3.connect, factory=Connection))
+    _connect_as(Connection)
+
+
+def _connect_as(connection: type[sqlite3.Connection]) -> None:
+    assert not isinstance(sqlite3.connect, partial), "only one word may be about the journal"
+    _replace(sqlite3, "connect", partial(sqlite3.connect, factory=connection))
 
 
 def _bytes(value: object) -> bytes:
@@ -129,6 +138,33 @@ def stop_in_commit(number: int) -> None:
         return execute("COMMIT")
 
     at_commits(*SQL_STEPS["commit"], end)
+
+
+def fill_disk(sign: Path) -> None:
+    """While this file exists no transaction finds room: SQLite is asked for more than there is."""
+
+    class Connection(sqlite3.Connection):
+        def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+            if sql == "COMMIT" and sign.exists():
+                super().execute("PRAGMA max_page_count = 1")
+                super().execute("CREATE TABLE filler AS SELECT zeroblob(1 << 20)")
+            elif sql == "COMMIT":
+                super().execute(f"PRAGMA max_page_count = {1 << 30}")
+            return super().execute(sql, parameters)
+
+    _connect_as(Connection)
+
+
+def on_disk(folder: Path, pid: int) -> Path:
+    """A folder as this process sees it."""
+    return Path(f"/proc/{pid}/root") / folder.relative_to("/")
+
+
+def mount_disk(folder: Path, words: Sequence[str]) -> NoReturn:
+    """Go on as the same process, with a disk of a few megabytes on this folder."""
+    mount = 'mount -t tmpfs -o size=8m,mode=700 disk "$0" && exec "$@"'
+    again = [sys.executable, "-m", "tests.crashing", "+".join(words), *sys.argv[1:]]
+    os.execvp("unshare", ["unshare", "--mount", "sh", "-c", mount, str(folder), *again])  # noqa: S606, S607 - no shell sees the arguments as code
 
 
 def watch_redis(step: Step) -> None:
@@ -210,16 +246,23 @@ BUGS: Mapping[str, Callable[[], None]] = {
 
 def plant(word: str) -> None:
     """Change the program of this process as the word says."""
+    name, _, value = word.partition(":")
     if word in BUGS:
         BUGS[word]()
-        return
-    name, _, at = word.partition(":")
-    if name == "stop" and at.isdecimal():
-        stop_in_commit(int(at))
-        return
+    elif word == "hasty":
+        _replace(app, "_GRACE_S", 0.1)
+    elif name == "full" and value:
+        fill_disk(Path(value))
+    elif name == "stop" and value.isdecimal():
+        stop_in_commit(int(value))
+    else:
+        _plant_death(name, value)
+
+
+def _plant_death(name: str, at: str) -> None:
     when, _, number = at.partition(":")
     if name not in STEPS or when not in ("before", "after") or not number.isdecimal():
-        _usage(word)
+        sys.exit(f"{name!r} is no word; see {__file__}")
     step = Step(cast("When", when), int(number))
     _replace(app, "_MAINTENANCE_S", 0.2)  # otherwise nothing is pruned within the first minute,
     _replace(poll, "_PRUNE_EVERY_S", 0.2)  # and nothing forgotten within the first hour
@@ -231,17 +274,15 @@ def plant(word: str) -> None:
         watch_mqtt({"publish": "put", "acknowledge": "_on_publish"}[name], step)
 
 
-def _usage(word: str) -> NoReturn:
-    words = [*BUGS, *(f"{step}:before|after:N" for step in STEPS)]
-    sys.exit(f"{word!r} is none of {', '.join(words)}")
-
-
 def _replace(owner: object, name: str, value: object) -> None:
     assert hasattr(owner, name), f"{owner} has no {name} any more"
     setattr(owner, name, value)
 
 
 if __name__ == "__main__":
-    for word in sys.argv.pop(1).split("+"):
+    words = sys.argv.pop(1).split("+")
+    if words[0].startswith("disk:"):
+        mount_disk(Path(words[0].removeprefix("disk:")), words[1:] or ["plain"])
+    for word in words:
         plant(word)
     main()

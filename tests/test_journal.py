@@ -22,6 +22,8 @@ from poller.events import Draft, Recorded
 from poller.journal import Journal, open_journal, read_journal
 from poller.known import Commit, Condition, Known, Memories
 from poller.runs import Job, State
+from tests.crashing import fill_disk
+from tests.daemon import until
 
 DAY_MS = 86_400_000
 
@@ -445,6 +447,44 @@ async def test_what_cannot_be_written_is_told_and_nothing_is_written_after_it(
         assert places(await journal.read(0, 10)) == [(1, "a", 1)]
         await journal.commit(commit_of(2))
         assert places(await journal.read(1, 10)) == [(2, "a", 2)]
+
+
+async def test_while_the_disk_is_full_commits_and_cursors_wait_and_wake_nobody(
+    path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite3, "connect", sqlite3.connect)
+    full = tmp_path / "full"
+    fill_disk(full)
+    async with open_journal(path) as journal:
+        await journal.commit(commit_of(1))
+        grown = asyncio.ensure_future(journal.grown(1))
+        full.touch()
+        given_up = asyncio.ensure_future(journal.commit(commit_of(2)))
+        waiting = [
+            asyncio.ensure_future(journal.commit(commit_of(3))),
+            asyncio.ensure_future(journal.advance("redis", 1)),
+        ]
+        await until(lambda: stalled(journal), "the journal stalls")
+        given_up.cancel()
+        assert places(await journal.read(0, 10)) == [(1, "a", 1)]
+        assert await journal.cursor("redis") == 0
+        assert not any(one.done() for one in [grown, *waiting])
+        full.unlink()
+        await asyncio.gather(grown, *waiting)
+        journal.check()
+        assert places(await journal.read(0, 10)) == [(1, "a", 1), (2, "a", 2), (3, "a", 3)]
+        assert await journal.cursor("redis") == 1
+        journal.hurry()
+        await journal.commit(commit_of(4))
+    assert given_up.cancelled()
+
+
+def stalled(journal: Journal) -> bool:
+    try:
+        journal.check()
+    except JournalError:
+        return True
+    return False
 
 
 # Reading

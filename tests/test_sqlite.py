@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 import os
 import sqlite3
 import stat
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from poller.errors import JournalError
-from poller.sqlite import Reader, Writer, locked, reading, writing
+from poller.sqlite import DiskFull, Reader, Writer, locked, reading, translated, writing
+from tests.crashing import fill_disk
+from tests.daemon import until
 
 
 def create(db: sqlite3.Connection) -> None:
@@ -167,6 +172,161 @@ async def test_a_bug_reaches_whoever_waits_and_nothing_is_written_after_it(
 
 def test_a_new_writer_has_failed_at_nothing(writer: Writer) -> None:
     writer.check()
+
+
+# A full disk
+
+
+@pytest.fixture
+def full(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """While this file exists, the disk of what is opened from now on is full."""
+    monkeypatch.setattr(sqlite3, "connect", sqlite3.connect)
+    fill_disk(tmp_path / "full")
+    return tmp_path / "full"
+
+
+def counted(text: str, tries: list[str]) -> Callable[[sqlite3.Connection], str]:
+    def work(db: sqlite3.Connection) -> str:
+        tries.append(text)
+        return note(text)(db)
+
+    return work
+
+
+NO_ROOM = "there is no room on its disk (database or disk is full)"
+
+
+async def test_a_full_disk_is_told_once_and_waited_out_and_nothing_is_lost(
+    full: Path, writer: Writer, path: Path
+) -> None:
+    await writer.run(note("a"))
+    tries: list[str] = []
+    with capture_logs() as logs:
+        full.touch()
+        waiting = [writer.run(counted("b", tries)), writer.run(note("c"))]
+        await until(lambda: len(tries) >= 3, "three tries")
+        waiting.append(writer.run(note("d")))
+        with pytest.raises(JournalError) as caught:
+            writer.check()
+        assert str(caught.value) == f"{path}: {NO_ROOM}: make room, and it goes on by itself"
+        assert not any(one.done() for one in waiting)
+        assert notes(path) == ["a"]
+        full.unlink()
+        assert await asyncio.gather(*waiting) == ["b", "c", "d"]
+        await writer.run(note("e"))
+    writer.check()
+    assert notes(path) == ["a", "b", "c", "d", "e"]
+    assert logs == [
+        {"event": "journal.stalled", "log_level": "error", "message": str(caught.value)},
+        {"event": "journal.recovered", "log_level": "info", "path": str(path)},
+    ]
+
+
+async def test_what_is_known_can_be_read_while_the_disk_is_full(
+    full: Path, writer: Writer, path: Path
+) -> None:
+    await writer.run(note("a"))
+    tries: list[str] = []
+    full.touch()
+    waiting = writer.run(counted("b", tries))
+    await until(lambda: bool(tries), "a try")
+    with reading(path, keep) as reader:
+        assert await reader.rows("SELECT note FROM notes") == [("a",)]
+    assert not waiting.done()
+    full.unlink()
+    assert await waiting == "b"
+
+
+async def test_who_is_in_a_hurry_waits_for_no_room_and_nothing_is_written_any_more(
+    full: Path, writer: Writer, path: Path
+) -> None:
+    tries: list[str] = []
+    full.touch()
+    waiting = [writer.run(counted("a", tries))]
+    await until(lambda: bool(tries), "a try")
+    waiting.append(writer.run(note("b")))
+    writer.hurry()
+    results = await asyncio.gather(*waiting, return_exceptions=True)
+    told = f"{path}: {NO_ROOM}; what is not written is found again after the next start"
+    assert [(type(result), str(result)) for result in results] == [(JournalError, told)] * 2
+    full.unlink()
+    with pytest.raises(JournalError, match="no room"):
+        await writer.run(note("c"))
+    with pytest.raises(JournalError, match="no room"):
+        writer.check()
+    assert notes(path) == []
+
+
+async def test_who_is_in_a_hurry_tries_once_more(full: Path, writer: Writer, path: Path) -> None:
+    tries: list[str] = []
+    full.touch()
+    waiting = writer.run(counted("a", tries))
+    await until(lambda: bool(tries), "a try")
+    full.unlink()
+    writer.hurry()
+    assert await waiting == "a"
+    await writer.run(note("b"))
+    assert notes(path) == ["a", "b"]
+
+
+async def test_closing_does_not_wait_for_room(full: Path, path: Path) -> None:
+    tries: list[str] = []
+    path.touch()
+    with writing(path, create) as writer:
+        full.touch()
+        waiting = writer.run(counted("a", tries))
+        await until(lambda: bool(tries), "a try")
+    with pytest.raises(JournalError, match="no room"):
+        await waiting
+    assert notes(path) == []
+
+
+def failed(code: int) -> sqlite3.Error:
+    error = sqlite3.OperationalError("it failed")
+    error.sqlite_errorcode = code
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "kind"),
+    [
+        (failed(sqlite3.SQLITE_FULL), DiskFull),
+        (failed(sqlite3.SQLITE_IOERR_WRITE), JournalError),  # there is room, so it is the disk
+        (failed(sqlite3.SQLITE_IOERR_SHMSIZE), JournalError),
+        (failed(sqlite3.SQLITE_IOERR_FSYNC), JournalError),
+        (failed(sqlite3.SQLITE_CORRUPT), JournalError),
+        (sqlite3.ProgrammingError("it failed"), JournalError),
+        (OSError(errno.ENOSPC, "it failed"), DiskFull),
+        (OSError(errno.EDQUOT, "it failed"), DiskFull),
+        (OSError(errno.EROFS, "it failed"), JournalError),
+    ],
+)
+def test_only_what_room_would_cure_is_waited_for(
+    error: Exception, kind: type[Exception], path: Path
+) -> None:
+    with pytest.raises(JournalError) as caught, translated(path):
+        raise error
+    assert type(caught.value) is kind
+    assert str(caught.value).startswith(f"{path}: ")
+    assert "it failed" in str(caught.value)
+    assert not list(path.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"),
+    [(errno.ENOSPC, DiskFull), (errno.EDQUOT, DiskFull), (errno.EIO, JournalError)],
+)
+@pytest.mark.parametrize("code", [sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE])
+def test_a_failed_write_is_waited_for_if_nothing_else_can_be_written_there_either(
+    code: int, number: int, kind: type[Exception], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refused(**_: object) -> None:
+        raise OSError(number, "it failed")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", refused)
+    with pytest.raises(JournalError) as caught, translated(path):
+        raise failed(code)
+    assert type(caught.value) is kind
 
 
 # Reading
