@@ -223,7 +223,9 @@ class Stage:
         code = await daemon.process.wait()
         async with self._changing:
             if self._daemon is daemon:  # nobody ended it
-                self.deaths.append(f"exit {code}: {daemon.text[-2000:]}")
+                # It cannot start on a full disk, and says so; once started, it waits for room.
+                if "poller.started" in daemon.text or "no room" not in daemon.text:
+                    self.deaths.append(f"exit {code}: {daemon.text[-2000:]}")
                 await self._spawn()
 
     def freeze(self) -> None:
