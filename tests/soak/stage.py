@@ -16,7 +16,7 @@ import aiomqtt
 
 from poller import brokers, sim, vendors
 from poller.brokers import Broker
-from poller.errors import JournalError
+from poller.errors import JournalError, PollerError
 from poller.journal import read_journal
 from poller.runs import Ms
 from poller.world import Definition, SimRun, World
@@ -105,7 +105,7 @@ class Stage:
         self.contact_ms: Ms = 0
         self.journal = folder / "journal.db"
         self.redis = brokers.redis_server(folder / "redis", appendonly=True)
-        self.mqtt = brokers.mqtt_broker(folder / "mqtt")
+        self.mqtt = _mqtt(folder / "mqtt")
         self.proxies: dict[str, Proxy] = {}
         self.subscriber = Subscriber(self.mqtt, "jobs/#")
         self._folder = folder
@@ -280,3 +280,12 @@ class Stage:
         for site in self.sites.values():
             site.faults.clear()
             site.mangle.kind = ""
+
+
+def _mqtt(folder: Path) -> Broker:
+    """A broker that passes on at once what it acknowledges: what it queues dies with it."""
+    try:
+        brokers.mosquitto_program()
+    except PollerError:
+        return brokers.amqtt(folder)
+    return brokers.mosquitto(folder, config=("allow_anonymous true", "max_inflight_messages 0"))
