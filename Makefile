@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test check format clean
+.PHONY: help demo test soak check format clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -16,6 +16,9 @@ demo: $(VENV)/demo ## five simulated vendors, the daemon, Redis and MQTT, until 
 
 test: $(VENV)/test ## every test, with coverage gates
 	PATH="$(abspath $(BIN)):$$PATH" scripts/test
+
+soak: $(VENV)/test ## everything goes wrong for twelve minutes, and nothing may be lost
+	$(BIN)/python -m tests.soak $(SOAK)
 
 check: $(VENV)/check ## format, lint, types, layers, dependencies
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check

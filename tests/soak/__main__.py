@@ -19,7 +19,7 @@ def main() -> None:
     """Run one soak for every seed, report each, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seeds", default="1,2,3", help="decide what goes wrong (1,2,3)")
-    parser.add_argument("--seconds", type=float, default=300, help="for each seed (300)")
+    parser.add_argument("--seconds", type=float, default=240, help="for each seed (240)")
     parser.add_argument("--rate", type=float, default=6, help="faults per second (6)")
     parser.add_argument("--planted", default="plain", choices=BUGS, help="a bug to be noticed")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
@@ -29,7 +29,9 @@ def main() -> None:
     for seed in map(int, asked.seeds.split(",")):
         report = asyncio.run(_one(asked, seed))
         good = good and report.is_good
-        sys.stdout.write(orjson.dumps(msgspec.structs.asdict(report)).decode() + "\n")
+        as_json = asked.json or not sys.stdout.isatty()
+        sys.stdout.write((_json if as_json else _text)(report) + "\n")
+        sys.stdout.flush()
     sys.exit(not good)
 
 
@@ -45,6 +47,28 @@ async def _one(asked: argparse.Namespace, seed: int) -> Report:
             planted=asked.planted,
             progress=_tell,
         )
+
+
+def _json(report: Report) -> str:
+    return orjson.dumps(msgspec.structs.asdict(report)).decode()
+
+
+def _text(report: Report) -> str:
+    counts = {
+        "crashes and cuts": report.points,
+        "starts of the daemon": report.lives,
+        "deaths of its own": len(report.deaths),
+        "true transitions": report.transitions,
+        "events in Redis": report.events,
+        "events by MQTT": report.messages,
+        "of these repeated": report.repeats,
+        **report.flaws,
+    }
+    lines = [f"\nseed {report.seed}, {report.seconds:.0f} s"]
+    lines += [f"  {times:6} {kind}" for kind, times in report.faults.items()]
+    lines += ["  ------"] + [f"  {times:6} {what}" for what, times in counts.items()]
+    lines += ["", *report.what, *report.deaths]
+    return "\n".join([*lines, "nothing is wrong" if report.is_good else "SOMETHING IS WRONG"])
 
 
 def _tell(line: str) -> None:
