@@ -414,7 +414,10 @@ async def test_an_empty_file_becomes_a_journal(path: Path) -> None:
 
 @contextlib.contextmanager
 def unable_to_grow(path: Path) -> Iterator[None]:
-    """No file of this process can grow beyond what the journal's log has now, and a little."""
+    """No file of this process can grow beyond what the journal's log has now, and a little.
+
+    If that is much, others can still be written: the disk is not full.
+    """
     log = path.with_name(path.name + "-wal")
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (log.stat().st_size + 10_000, before[1]))
@@ -428,7 +431,7 @@ async def test_what_cannot_be_written_is_told_and_nothing_is_written_after_it(
     path: Path,
 ) -> None:
     async with open_journal(path) as journal:
-        await journal.commit(commit_of(1))
+        await journal.commit(commit_of(1, size=200_000))
         waiting = asyncio.ensure_future(journal.grown(1))
         with unable_to_grow(path), pytest.raises(JournalError, match=f"^{path}: disk I/O error"):
             await journal.commit(commit_of(2, 3, size=50_000))
