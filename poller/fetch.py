@@ -18,7 +18,7 @@ import msgspec
 from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
-from poller import __version__
+from poller import __version__, tls
 from poller.auth import Call, Exchange, Headers, Tokens, authorized, token_refused
 from poller.errors import Invalid, SettingsError, Unreachable, VendorError
 from poller.runs import Ms
@@ -51,6 +51,7 @@ class Endpoint:
         max_body: bytes of one unpacked answer, and of all that are remembered.
         concurrency: exchanges at the same time.
         verify_tls: whether the server's certificate is checked, or the CA bundle to check it by.
+        identity: our own certificate, for a server that wants one.
         project_id: Huawei's project, for `X-Project-Id` and a token's scope.
     """
 
@@ -60,6 +61,7 @@ class Endpoint:
     max_body: int = 32 << 20
     concurrency: int = 8
     verify_tls: bool | Path = True
+    identity: tls.Identity | None = None
     project_id: str | None = None
 
 
@@ -79,10 +81,10 @@ async def connect(
         now_ms: the wall clock, for signatures and for the life of tokens.
 
     Raises:
-        SettingsError: the CA bundle cannot be loaded.
+        SettingsError: the CA bundle or the client certificate cannot be loaded.
     """
     connector = aiohttp.TCPConnector(
-        ssl=_trust(endpoint.verify_tls),
+        ssl=_context(endpoint),
         limit=endpoint.concurrency,
         keepalive_timeout=_KEEP_ALIVE_S,
         ttl_dns_cache=_DNS_S,
@@ -98,14 +100,13 @@ async def connect(
         yield _Source(endpoint, line.exchange, now_ms).fetch
 
 
-def _trust(verify_tls: bool | Path) -> ssl.SSLContext | bool:
-    if isinstance(verify_tls, bool):
-        return verify_tls
+def _context(endpoint: Endpoint) -> ssl.SSLContext | bool:
+    if endpoint.identity is None and isinstance(endpoint.verify_tls, bool):
+        return endpoint.verify_tls  # aiohttp has these two ready
     try:
-        return ssl.create_default_context(cafile=verify_tls)
-    except OSError as error:
-        problem = error.strerror or "no certificate in it"
-        raise SettingsError([f"verify_tls: {verify_tls}: {problem}"]) from error
+        return tls.context(endpoint.verify_tls, endpoint.identity)
+    except tls.Unusable as error:
+        raise SettingsError([f"{error.key}: {error}"]) from error
 
 
 class _Line:
@@ -118,6 +119,8 @@ class _Line:
         self._timeout_s = endpoint.timeout_s
         self._max_body = endpoint.max_body
         self._counted = counted
+        anonymous = endpoint.identity is None and endpoint.url.startswith("https:")
+        self._hint = "; does it want a client certificate (client_cert)?" * anonymous
         # The clock of an exchange starts here and not in the connector's own queue.
         self._slots = asyncio.Semaphore(endpoint.concurrency)
 
@@ -147,10 +150,11 @@ class _Line:
                 ) as answer,
             ):
                 fields = {name.lower(): value for name, value in answer.headers.items()}
+                self._hint = ""
                 unpacked = await self._read(answer.content)
                 return Response(status=answer.status, headers=fields, body=unpacked)
         except (aiohttp.ClientError, OSError, ValueError) as error:
-            failure = _mishap(error, url, self._timeout_s)
+            failure = _mishap(error, url, self._timeout_s, self._hint)
             # Some show our own request with its credentials: of these only the cause is chained.
             telling = isinstance(error, aiohttp.ClientResponseError | ValueError)
             cause = error.__cause__ if telling else error
@@ -318,32 +322,46 @@ _CERTIFICATE = {
 """OpenSSL's X509_V_ERR_* codes, for the operator."""
 
 
-def _mishap(error: Exception, url: URL, timeout_s: float) -> VendorError:
-    """What went wrong on the line, as a sentence that names the host and nothing secret."""
+def _mishap(error: Exception, url: URL, timeout_s: float, hint: str) -> VendorError:
+    """What went wrong on the line, as a sentence that names the host and nothing secret.
+
+    `hint` is for a connection that the server ended before there was any answer.
+    """
     where = url.host_port_subcomponent
+    ended = isinstance(error.__cause__ or error, ConnectionResetError)
+    if what := _of_tls(error):
+        return Unreachable(f"{where}: {what}")
     match error:
-        case aiohttp.ClientConnectorCertificateError():
-            code = getattr(error.certificate_error, "verify_code", 0)
-            what = f"the certificate {_CERTIFICATE.get(code, 'is not accepted')}"
         case aiohttp.ClientConnectorDNSError():
             what = f"name not found ({error.strerror})"
-        case aiohttp.ClientConnectorSSLError():
-            what = f"no TLS connection ({error.strerror}); does this port speak https?"
         case aiohttp.ClientConnectorError():
-            what = f"cannot connect: {_system(error)}"
+            what = f"cannot connect: {_system(error)}{hint * ended}"
         case TimeoutError():
             what = f"no whole answer within {timeout_s:g} s"
         case aiohttp.ServerDisconnectedError():
-            what = "the connection was closed without an answer"
+            what = f"the connection was closed without an answer{hint}"
         case aiohttp.ClientPayloadError() if not isinstance(error.__cause__, ContentEncodingError):
             what = "the answer broke off"
         case OSError():
-            what = f"the connection broke: {_system(error)}"
+            what = f"the connection broke: {_system(error)}{hint * ended}"
         case ValueError():
             return Invalid(f"{where}: no host name, or a header that HTTP cannot carry")
         case _:
             return Invalid(f"{where}: the answer is not HTTP, or packed wrongly")
     return Unreachable(f"{where}: {what}")
+
+
+def _of_tls(error: Exception) -> str | None:
+    """What is wrong with one of the two certificates, or with TLS as such; None if nothing is."""
+    refused = tls.refusal(error) or tls.refusal(error.__cause__)
+    if refused is not None:
+        return f"no TLS connection: {refused}"
+    if isinstance(error, aiohttp.ClientConnectorCertificateError):
+        code = getattr(error.certificate_error, "verify_code", 0)
+        return f"the certificate {_CERTIFICATE.get(code, 'is not accepted')}"
+    if isinstance(error, aiohttp.ClientConnectorSSLError):
+        return f"no TLS connection ({error.strerror}); does this port speak https?"
+    return None
 
 
 def _system(error: OSError) -> str:

@@ -11,8 +11,9 @@ import time
 import tracemalloc
 import zlib
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trustme
@@ -25,7 +26,9 @@ from poller.auth import sign
 from poller.errors import Invalid, Rejected, SettingsError, Unreachable, VendorError
 from poller.fetch import Endpoint, Fetch, connect
 from poller.settings import Auth, Basic, Bearer, HuaweiAkSk, HuaweiToken, NoAuth, Token
+from poller.tls import Identity
 from poller.wire import Request, Response
+from tests import certificates
 from tests.support import fixture
 
 Handler = Callable[[web.BaseRequest], Awaitable[web.StreamResponse]]
@@ -83,6 +86,7 @@ def asking(
     max_body: int = 1 << 20,
     concurrency: int = 8,
     verify_tls: bool | Path = True,
+    identity: Identity | None = None,
     project_id: str | None = None,
 ) -> AbstractAsyncContextManager[Fetch]:
     endpoint = Endpoint(
@@ -92,6 +96,7 @@ def asking(
         max_body=max_body,
         concurrency=concurrency,
         verify_tls=verify_tls,
+        identity=identity,
         project_id=project_id,
     )
     return connect(endpoint, counted=counted, now_ms=now_ms)
@@ -587,7 +592,7 @@ async def test_a_port_that_speaks_no_tls_is_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "problem"), [(None, "No such file or directory"), ("", "no certificate")]
+    ("content", "problem"), [(None, "No such file or directory"), ("", "no CA certificate in it")]
 )
 async def test_a_ca_bundle_that_cannot_be_loaded_is_a_mistake_in_the_settings(
     tmp_path: Path, content: str | None, problem: str
@@ -596,9 +601,159 @@ async def test_a_ca_bundle_that_cannot_be_loaded_is_a_mistake_in_the_settings(
     if content is not None:
         path.write_text(content)
 
-    with pytest.raises(SettingsError, match=f"^verify_tls: {path}: .*{problem}"):
+    with pytest.raises(SettingsError, match=f"^verify_tls: {path}: {problem}$"):
         async with asking("https://127.0.0.1", verify_tls=path):
             pass
+
+
+# Our own certificate
+
+VERSIONS = [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3]
+EACH_VERSION = pytest.mark.parametrize("version", VERSIONS, ids=lambda version: version.name)
+
+
+def demanding(authority: trustme.CA, version: ssl.TLSVersion) -> ssl.SSLContext:
+    """A server's side that wants a certificate of this authority."""
+    context = tls_of(authority.issue_cert("127.0.0.1"))
+    context.verify_mode = ssl.CERT_REQUIRED
+    context.maximum_version = version
+    authority.configure_trust(context)
+    return context
+
+
+@asynccontextmanager
+async def alerting(context: ssl.SSLContext) -> AsyncIterator[str]:
+    """A server that says by an alert why it ends a handshake, which asyncio's own does not."""
+    listener = socket.create_server(("127.0.0.1", 0))
+
+    def refuse(line: socket.socket) -> None:
+        with context.wrap_socket(line, server_side=True, do_handshake_on_connect=False) as secure:
+            with pytest.raises(ssl.SSLError):
+                secure.do_handshake()
+            with suppress(OSError):
+                while socket.socket.recv(secure, 4096):  # an earlier end would overtake the alert
+                    pass
+
+    def serve() -> None:
+        with suppress(OSError):  # the end
+            while True:
+                refuse(listener.accept()[0])
+
+    with listener:
+        serving = asyncio.create_task(asyncio.to_thread(serve))
+        yield f"https://127.0.0.1:{listener.getsockname()[1]}"
+        listener.shutdown(socket.SHUT_RDWR)
+        await serving
+
+
+@EACH_VERSION
+@pytest.mark.parametrize("verified", [True, False])
+async def test_our_certificate_is_shown_to_a_server_that_wants_one(
+    authority: trustme.CA, bundle: Path, tmp_path: Path, version: ssl.TLSVersion, verified: bool
+) -> None:
+    shown = []
+
+    async def look(request: web.BaseRequest) -> web.Response:
+        assert request.transport is not None
+        shown.append(request.transport.get_extra_info("peercert")["subjectAltName"])
+        return ok()
+
+    identity = certificates.client(authority, tmp_path, password=SECRET)
+    trust = bundle if verified else False
+    async with (
+        serving(look, demanding(authority, version)) as url,
+        asking(url, verify_tls=trust, identity=identity) as fetch,
+    ):
+        assert (await fetch(ASK)).status == 200
+
+    assert "poller" in str(shown)
+
+
+@EACH_VERSION
+async def test_a_server_that_hangs_up_on_who_shows_no_certificate_is_told_with_what_to_do(
+    authority: trustme.CA, bundle: Path, version: ssl.TLSVersion
+) -> None:
+    async with (
+        serving(greet, demanding(authority, version)) as url,
+        asking(url, verify_tls=bundle) as fetch,
+    ):
+        with pytest.raises(Unreachable, match=r"; does it want a client certificate \(client_cert"):
+            await fetch(ASK)
+
+
+async def test_a_server_that_has_answered_before_wants_no_certificate(
+    authority: trustme.CA, bundle: Path
+) -> None:
+    async def vanish(request: web.BaseRequest) -> web.Response:
+        if request.path == "/jobs":
+            assert request.transport is not None
+            request.transport.close()
+        return ok()
+
+    tls = tls_of(authority.issue_cert("127.0.0.1"))
+    async with serving(vanish, tls) as url, asking(url, verify_tls=bundle) as fetch:
+        await fetch(Request(path="/"))
+        with pytest.raises(Unreachable, match=r"without an answer$"):
+            await fetch(ASK)
+
+
+@pytest.mark.parametrize(
+    ("version", "message"),
+    [
+        (VERSIONS[0], "it ends the handshake: does it want a client certificate (client_cert)?"),
+        (VERSIONS[1], "it wants a client certificate: set client_cert"),
+    ],
+)
+async def test_a_server_that_says_that_it_wants_a_certificate_is_told_with_what_to_do(
+    authority: trustme.CA, bundle: Path, version: ssl.TLSVersion, message: str
+) -> None:
+    async with (
+        alerting(demanding(authority, version)) as url,
+        asking(url, verify_tls=bundle) as fetch,
+    ):
+        with pytest.raises(Unreachable) as caught:
+            await fetch(ASK)
+
+    assert str(caught.value).endswith(f": no TLS connection: {message}")
+
+
+@EACH_VERSION
+@pytest.mark.parametrize(
+    ("known", "dates", "message"),
+    [
+        (False, {}, "it does not trust the authority of client_cert"),
+        (True, certificates.EXPIRED, "client_cert has expired: renew it"),
+    ],
+)
+async def test_a_certificate_of_ours_that_is_refused_is_told_with_what_to_do(
+    *,
+    authority: trustme.CA,
+    bundle: Path,
+    tmp_path: Path,
+    known: bool,
+    dates: dict[str, Any],
+    message: str,
+    version: ssl.TLSVersion,
+) -> None:
+    identity = certificates.client(authority if known else trustme.CA(), tmp_path, **dates)
+    async with (
+        alerting(demanding(authority, version)) as url,
+        asking(url, verify_tls=bundle, identity=identity) as fetch,
+    ):
+        with pytest.raises(Unreachable, match=message):
+            await fetch(ASK)
+
+
+async def test_a_certificate_of_ours_that_cannot_be_loaded_is_a_mistake_in_the_settings(
+    authority: trustme.CA, tmp_path: Path
+) -> None:
+    identity = certificates.client(authority, tmp_path, password=SECRET)
+    with pytest.raises(SettingsError, match=r"^client_key_password: missing") as caught:
+        async with asking(
+            "https://127.0.0.1", identity=Identity(cert=identity.cert, key=identity.key)
+        ):
+            pass
+    assert SECRET not in "".join(told(caught.value))
 
 
 # Redirects

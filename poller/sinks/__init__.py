@@ -13,6 +13,7 @@ from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import Final, Protocol
 
+from poller import tls
 from poller.errors import SettingsError
 from poller.events import Recorded
 
@@ -58,20 +59,16 @@ class Sink(Protocol):
         """
 
 
-def tls_context(verify: bool | Path, key: str) -> ssl.SSLContext:
-    """How to trust a broker: True the system's authorities, a path a CA bundle, False anybody.
+def tls_context(name: str, verify: bool | Path, identity: tls.Identity | None) -> ssl.SSLContext:
+    """How to meet the broker of this sink; see `tls.context`.
 
     Raises:
-        SettingsError: the CA bundle cannot be used; the message begins with this settings key.
+        SettingsError: a file cannot be used; the message begins with its settings key.
     """
     try:
-        context = ssl.create_default_context(cafile=verify if isinstance(verify, Path) else None)
-    except OSError as error:
-        raise SettingsError([f"{key}: {verify} is not a usable CA bundle ({error})"]) from error
-    if verify is False:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
+        return tls.context(verify, identity)
+    except tls.Unusable as error:
+        raise SettingsError([f"{name}.{error.key}: {error}"]) from error
 
 
 def trouble(error: BaseException) -> str | None:
@@ -87,7 +84,9 @@ def trouble(error: BaseException) -> str | None:
     # a name with several addresses gives one error for all of them, without a number
     refused = f"[Errno {errno.ECONNREFUSED}]" in str(link)
     kind = ConnectionRefusedError if refused else type(link)
-    meaning = next(text for base, text in _MEANINGS.items() if issubclass(kind, base))
+    meaning = tls.refusal(link) or next(
+        text for base, text in _MEANINGS.items() if issubclass(kind, base)
+    )
     detail = getattr(link, "verify_message", None) or link.strerror or str(link)
     return f"{meaning} ({detail})" if detail else meaning
 
@@ -97,7 +96,8 @@ _MEANINGS: Final[Mapping[type[OSError], str]] = {
     ssl.SSLError: "TLS fails: does this port speak TLS?",
     socket.gaierror: "the host name is not found: is it spelled right?",
     ConnectionRefusedError: "nothing listens there: is the broker running, is the port right?",
-    ConnectionResetError: "it closed the connection: is the port right, is TLS wanted or not?",
+    ConnectionResetError: "it closed the connection: is the port right, is TLS wanted or not, "
+    "or a client certificate (client_cert)?",
     TimeoutError: "it does not answer: is a firewall in between, and is TLS wanted or not?",
     OSError: "the connection failed",
 }

@@ -23,6 +23,7 @@ from poller.errors import EventRejected, SettingsError, SinkUnavailable
 from poller.events import JOB_TYPE, Recorded
 from poller.sinks import tls_context
 from poller.sinks.mqtt.link import Link, Message, TlsSocket, code_of, wants_another_version
+from poller.tls import Identity
 
 WINDOW: Final = 50
 KEEPALIVE_S: Final = 15
@@ -63,10 +64,11 @@ class MqttSink:
         state_expiry_s: how long the broker keeps the state of a job (MQTT 5).
         protocol: `auto` is MQTT 5, or 3.1.1 where the broker refuses that.
         verify_tls: True, False, or a CA bundle.
+        identity: our own certificate, for a broker that wants one.
         timeout_s: for connecting, and between two acknowledgements.
 
     Raises:
-        SettingsError: the URL or the CA bundle cannot be used.
+        SettingsError: the URL, the CA bundle or the client certificate cannot be used.
     """
 
     name = "mqtt"
@@ -84,6 +86,7 @@ class MqttSink:
         state_expiry_s: float = 604_800,
         protocol: Literal["auto", "5", "3.1.1"] = "auto",
         verify_tls: bool | Path = True,
+        identity: Identity | None = None,
         timeout_s: float = 4.0,
     ) -> None:
         parts = urlsplit(url)
@@ -111,7 +114,7 @@ class MqttSink:
             self._options["identifier"] = f"poller-{instance}"
             self._options["will"] = aiomqtt.Will(self._presence, self._offline, qos=1, retain=True)
         if secure:
-            context = tls_context(verify_tls, "mqtt.verify_tls")
+            context = tls_context(self.name, verify_tls, identity)
             context.sslsocket_class = TlsSocket
             self._options["tls_context"] = context
 

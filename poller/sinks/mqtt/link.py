@@ -59,6 +59,7 @@ class Link(aiomqtt.Client):
         self.unacknowledged: dict[int, int] = {}
         self.refused: dict[int, ReasonCode] = {}
         self._where = f"{options['hostname']}:{options['port']}"
+        self._is_secure = "tls_context" in options
         self._is_5 = protocol is ProtocolVersion.V5
         self._terms: Properties | None = None
         self._abandoned = False
@@ -128,7 +129,10 @@ class Link(aiomqtt.Client):
         """One sentence: what is wrong, and what to do; `otherwise` if the reason has no advice."""
         code = code_of(error)
         if isinstance(error, NoAnswerError):
-            text = f"{error}: is it an MQTT broker, and is TLS (mqtts://) wanted or not?"
+            doubt = "is TLS (mqtts://) wanted or not?"
+            if self._is_secure:
+                doubt = "does it want a client certificate, or another one (mqtt.client_cert)?"
+            text = f"{error}: is it an MQTT broker, and {doubt}"
         elif code is None:
             text = trouble(error) or str(error)
         else:

@@ -24,7 +24,8 @@ from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 from poller.errors import SinkUnavailable
 from poller.events import Recorded
 from poller.sinks import tls_context, trouble
-from poller.sinks.redis.address import Client, parse, tls_options
+from poller.sinks.redis.address import Client, parse
+from poller.tls import Identity
 
 SOURCES: Final = "poller:sources"
 
@@ -76,10 +77,11 @@ class RedisSink:
         username: of an ACL user, if the URL names none.
         password: likewise. Sentinels are asked without either.
         verify_tls: True, False, or a CA bundle.
+        identity: our own certificate, for servers that want one.
         timeout_s: for connecting and for each answer.
 
     Raises:
-        SettingsError: the URL or the CA bundle cannot be used.
+        SettingsError: the URL, the CA bundle or the client certificate cannot be used.
     """
 
     name = "redis"
@@ -94,6 +96,7 @@ class RedisSink:
         username: str | None = None,
         password: str | None = None,
         verify_tls: bool | Path = True,
+        identity: Identity | None = None,
         timeout_s: float = 4.0,
     ) -> None:
         self._address = parse(url)
@@ -110,9 +113,7 @@ class RedisSink:
             "protocol": 2,
             "driver_info": None,
         }
-        if self._address.tls:
-            tls_context(verify_tls, "redis.verify_tls")  # the client builds its own, but too late
-            self._options |= tls_options(verify_tls)
+        self._tls = tls_context(self.name, verify_tls, identity) if self._address.tls else None
 
     @asynccontextmanager
     async def connect(self) -> AsyncIterator[RedisConnection]:
@@ -142,7 +143,7 @@ class RedisSink:
         tries = len(address.nodes) + 1 if address.topology else 1
         async with AsyncExitStack() as stack:
             async with _asking(address.where, self._timeout_s * tries):
-                client = await address.open(stack, self._options, self._timeout_s)
+                client = await address.open(stack, self._options, self._tls, self._timeout_s)
             yield client
 
 
@@ -333,7 +334,8 @@ def _sentence(error: Exception) -> str:
 
 
 _ADVICE: Final = {
-    "closed by server": "it closed the connection: is it a Redis, is TLS wanted or not?",
+    "closed by server": "it closed the connection: is it a Redis, is TLS wanted or not, "
+    "or a client certificate (redis.client_cert)?",
     "Protocol error": "what answers there is no Redis: is the port right?",
     "No master found": "no Sentinel knows a working master of that name",
     "SENTINEL": "what answers there is no Sentinel: write redis://…",

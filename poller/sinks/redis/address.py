@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import AsyncExitStack, suppress
-from pathlib import Path
+from ssl import SSLContext
 from typing import Any, Final, NamedTuple, TypeAlias
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from redis.asyncio import Redis, RedisCluster, Sentinel
 from redis.asyncio.cluster import ClusterNode
+from redis.asyncio.connection import SSLConnection
+from redis.asyncio.sentinel import SentinelManagedConnection
 from redis.exceptions import RedisError
 
 from poller.errors import SettingsError
@@ -44,7 +46,11 @@ class Address(NamedTuple):
         return ",".join(f"{host}:{port}" for host, port in self.nodes) or self.path
 
     async def open(
-        self, stack: AsyncExitStack, options: Mapping[str, Any], timeout_s: float
+        self,
+        stack: AsyncExitStack,
+        options: Mapping[str, Any],
+        tls: SSLContext | None,
+        timeout_s: float,
     ) -> Client:
         """A client that is closed with the stack.
 
@@ -55,9 +61,13 @@ class Address(NamedTuple):
             RedisClusterException: likewise.
         """
         client: Client
+        options = {**options, "ssl": tls is not None}
         if self.topology == "cluster":
             nodes = [ClusterNode(host, port) for host, port in self.nodes]
             client = RedisCluster(startup_nodes=nodes, **options)
+            if tls is not None:
+                client.connection_kwargs |= {"connection_class": _Secure, "tls": tls}
+                _secure(client.startup_nodes, tls)
         elif self.topology == "sentinel":
             anonymous = {k: v for k, v in options.items() if k not in ("username", "password")}
             of_sentinel = anonymous | {"socket_timeout": timeout_s}
@@ -65,10 +75,14 @@ class Address(NamedTuple):
                 self.nodes, sentinel_kwargs=of_sentinel, **options
             )
             stack.push_async_callback(_close, sentinel)
-            client = sentinel.master_for(self.service, db=self.db)
+            client = master = sentinel.master_for(self.service, db=self.db)
+            if tls is not None:
+                _secure([each.connection_pool for each in (*sentinel.sentinels, master)], tls)
         elif self.nodes:
             [(host, port)] = self.nodes
             client = Redis(host=host, port=port, db=self.db, **options)
+            if tls is not None:
+                _secure([client.connection_pool], tls)
         else:
             client = Redis(unix_socket_path=self.path, db=self.db, **options)
         stack.push_async_callback(_close, client)
@@ -121,14 +135,27 @@ def parse(url: str) -> Address:
         raise SettingsError(["redis.url: not understood: is it …://host:port/database?"]) from None
 
 
-def tls_options(verify: bool | Path) -> dict[str, Any]:
-    """The client's arguments for TLS, by `verify_tls`."""
-    options: dict[str, Any] = {"ssl": True}
-    if verify is False:
-        options |= {"ssl_cert_reqs": "none", "ssl_check_hostname": False}
-    elif verify is not True:
-        options["ssl_ca_certs"] = str(verify)
-    return options
+class _Secure(SSLConnection):
+    """A connection in a context of ours: redis-py's trusts the system's authorities besides.
+
+    It could not open the key of a Cluster's client certificate either.
+    """
+
+    def __init__(self, *, tls: SSLContext, **options: Any) -> None:
+        super().__init__(**options)
+        self.ssl_context.context = tls
+
+
+class _SecureMaster(SentinelManagedConnection, _Secure):
+    """The same to a master that Sentinels name."""
+
+
+def _secure(pools: Iterable[Any], tls: SSLContext) -> None:
+    """Let pools that have not been used yet make connections in this context."""
+    for pool in pools:
+        managed = issubclass(pool.connection_class, SentinelManagedConnection)
+        pool.connection_class = _SecureMaster if managed else _Secure
+        pool.connection_kwargs["tls"] = tls
 
 
 def _node(text: str, port: int) -> tuple[str, int]:
