@@ -291,6 +291,7 @@ def sinks(settings: Settings, journal: str, *, visitor: bool = False) -> Sequenc
                 retention_s=redis.retention_s,
                 max_events=redis.max_events,
                 verify_tls=redis.verify_tls,
+                identity=redis.identity,
                 username=redis.username,
                 password=redis.password.get_secret_value() if redis.password else None,
             )
@@ -308,6 +309,7 @@ def sinks(settings: Settings, journal: str, *, visitor: bool = False) -> Sequenc
                 state_expiry_s=mqtt.state_expiry_s,
                 protocol=mqtt.protocol,
                 verify_tls=mqtt.verify_tls,
+                identity=mqtt.identity,
             )
         )
     return found
@@ -322,6 +324,7 @@ def endpoint(source: Source) -> fetch.Endpoint:
         max_body=source.max_body,
         concurrency=source.concurrency,
         verify_tls=source.verify_tls,
+        identity=source.identity,
         project_id=getattr(source.options, "project_id", None),
     )
 

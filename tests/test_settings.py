@@ -12,6 +12,7 @@ from typing import Any, Literal
 import jsonschema
 import pydantic
 import pytest
+import trustme
 
 from poller.errors import SettingsError
 from poller.settings import (
@@ -32,6 +33,7 @@ from poller.settings import (
     schema,
 )
 from poller.wire import Options
+from tests import certificates
 
 ROOT = Path(__file__).parents[1]
 BAD = sorted((Path(__file__).parent / "settings").glob("bad-*.toml"))
@@ -96,21 +98,27 @@ drain = "1s"
 retention = "1d"
 
 [redis]
-url = "redis://127.0.0.1/0"
+url = "rediss://127.0.0.1/0"
 username = "env:USERNAME"
 password = "env:PASSWORD"
 retention = "1d"
 max_events = 10
 verify_tls = false
+client_cert = "client.pem"
+client_key = "client.key"
+client_key_password = "env:PASSWORD"
 
 [mqtt]
-url = "mqtt://127.0.0.1"
+url = "mqtts://127.0.0.1"
 topic_prefix = "jobs"
 username = "file:username"
 password = "file:password"
 state_expiry = "1d"
 protocol = "5"
 verify_tls = false
+client_cert = "client.pem"
+client_key = "client.key"
+client_key_password = "file:password"
 
 [http]
 listen = "0.0.0.0:8787"
@@ -129,6 +137,9 @@ down_after = 1
 vanish_after = 1
 first_contact = "all"
 verify_tls = false
+client_cert = "client.pem"
+client_key = "client.key"
+client_key_password = "env:PASSWORD"
 
 [sources.basic]
 vendor = "kylin"
@@ -139,9 +150,12 @@ extra_token = "env:PASSWORD"
 
 [sources.bearer]
 vendor = "scale"
-url = "http://127.0.0.1"
+url = "https://127.0.0.1"
 auth = { type = "bearer", token = "env:PASSWORD" }
 verify_tls = true
+client_cert = "client.pem"
+client_key = "client.key"
+client_key_password = "file:password"
 
 [sources.token]
 vendor = "scale"
@@ -178,6 +192,11 @@ domain = "env:USERNAME"
 SECRETS = {"USERNAME": "user-hunter2", "PASSWORD": "secret-hunter2"}
 
 Read = Callable[..., Settings]
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
 
 
 @pytest.fixture
@@ -325,9 +344,15 @@ def test_what_is_commented_out_in_the_file_that_comes_with_poller_works_too(
             lines.setdefault(table, {})[found[1]] = line.removeprefix("# ")
     text = "\n".join(row for table, keys in lines.items() for row in (table, *keys.values()))
     (tmp_path / "secret").write_text("x")
-    text = re.sub(r"/etc/ssl/[\w.-]+|/run/secrets/\w+", str(tmp_path / "secret"), text)
+    identity = certificates.client(trustme.CA(), tmp_path, password="x")
+    text = re.sub(r"/run/secrets/\w+", str(tmp_path / "secret"), text)
+    text = re.sub(r"/etc/ssl/[\w.-]+\.key", str(identity.key), text)
+    text = re.sub(r"/etc/ssl/[\w.-]+\.pem", str(identity.cert), text)
     names = re.findall("env:([A-Z_]+)", text)
-    environ = dict.fromkeys(names, "x") | {"REDIS_URL": "rediss://:x@redis.example.com/0"}
+    environ = dict.fromkeys(names, "x") | {
+        "REDIS_URL": "rediss://:x@redis.example.com/0",
+        "POLLER_MQTT__URL": "mqtts://mqtt.example.com",
+    }
     settings = read(text, **environ)
     assert settings.http.listen == "0.0.0.0:8787"
     assert {type(source.auth) for source in settings.sources.values()} == {
@@ -517,11 +542,79 @@ def test_a_vendor_gets_its_own_keys(read: Read) -> None:
     assert source.options == Datameer(timezone="Europe/Berlin", jobs=(17, 20), sweep_interval=120)
 
 
-def test_a_file_of_ca_certificates_may_stand_for_verify_tls(read: Read, tmp_path: Path) -> None:
-    ca = tmp_path / "ca.pem"
-    ca.touch()
+def test_a_file_of_ca_certificates_may_stand_for_verify_tls(
+    read: Read, authority: trustme.CA, tmp_path: Path
+) -> None:
+    ca = certificates.bundle(authority, tmp_path)
     assert a_source(read, f'verify_tls = "{ca}"').verify_tls == ca
     assert a_source(read, "verify_tls = false").verify_tls is False
+
+
+def test_a_certificate_of_ours_is_read_with_its_key_and_password(
+    read: Read, authority: trustme.CA, tmp_path: Path
+) -> None:
+    identity = certificates.client(authority, tmp_path, password="hunter2")
+    keys = (
+        f'client_cert = "{identity.cert}"\nclient_key = "{identity.key}"\n'
+        'client_key_password = "env:PASSPHRASE"\n'
+    )
+    settings = read(
+        f'[redis]\nurl = "rediss+cluster://r"\n{keys}[mqtt]\nurl = "mqtts://m"\n{keys}'
+        f"[defaults]\n{keys}{SOURCE}",
+        PASSPHRASE="hunter2",
+    )
+    assert settings.redis is not None
+    assert settings.mqtt is not None
+    source = settings.sources["kylin-prod"]
+    assert settings.redis.identity == settings.mqtt.identity == source.identity == identity
+    assert "hunter2" not in f"{settings!r}"
+
+
+def test_a_key_that_does_not_fit_is_told_at_its_place(
+    read: Read, authority: trustme.CA, tmp_path: Path
+) -> None:
+    one = certificates.client(authority, tmp_path / "one")
+    two = certificates.client(authority, tmp_path / "two", password="hunter2")
+    pair = f'client_cert = "{one.cert}"\nclient_key = "{two.key}"\n'
+    encrypted = f'client_cert = "{two.cert}"\nclient_key = "{two.key}"\n'
+    text = (
+        f'[redis]\nurl = "rediss://r"\n{encrypted}'
+        f'[mqtt]\nurl = "mqtts://m"\n{encrypted}client_key_password = "env:WRONG"\n'
+        f'{SOURCE}{pair}client_key_password = "env:RIGHT"\n'
+    )
+    assert problems(read, text, WRONG="hunter3", RIGHT="hunter2") == [
+        f"mqtt.client_key_password: does not open the key in {two.key}",
+        f"redis.client_key_password: missing: encrypted is the key in {two.key}",
+        f"sources.kylin-prod.client_key: {two.key}: the key does not belong to the certificate in "
+        f"{one.cert}",
+    ]
+
+
+def test_a_source_with_a_certificate_of_its_own_takes_no_part_of_the_defaults_one(
+    read: Read, authority: trustme.CA, tmp_path: Path
+) -> None:
+    common = certificates.client(authority, tmp_path / "common")
+    own = certificates.client(authority, tmp_path / "own", together=True)
+    settings = read(
+        f'[defaults]\nclient_cert = "{common.cert}"\nclient_key = "{common.key}"\n{SOURCE}'
+        f'[sources.own]\nvendor = "scale"\nurl = "https://o"\nclient_cert = "{own.cert}"\n'
+        '[sources.plain]\nvendor = "scale"\nurl = "http://127.0.0.1"\n'
+    )
+    assert {name: source.identity for name, source in settings.sources.items()} == {
+        "kylin-prod": common,
+        "own": own,
+        "plain": None,
+    }
+
+
+def test_a_certificate_that_was_renewed_in_its_place_makes_it_another_source(
+    read: Read, authority: trustme.CA, tmp_path: Path
+) -> None:
+    keys = f'client_cert = "{certificates.client(authority, tmp_path, together=True).cert}"'
+    before = a_source(read, keys)
+    assert a_source(read, keys) == before
+    certificates.client(authority, tmp_path, together=True)
+    assert a_source(read, keys) != before
 
 
 def test_settings_cannot_be_changed(read: Read) -> None:
@@ -715,9 +808,12 @@ def test_names_of_users_may_be_secrets_too(read: Read) -> None:
 
 
 @pytest.fixture
-def full(read: Read, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Read:
+def full(
+    read: Read, authority: trustme.CA, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Read:
     """Reads settings beside which the files lie that `FULL` refers to."""
     monkeypatch.chdir(tmp_path)
+    certificates.client(authority, tmp_path, password="secret-hunter2")
     (tmp_path / "username").write_text("user-hunter2")
     (tmp_path / "password").write_text("secret-hunter2")
     return read

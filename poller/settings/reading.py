@@ -13,7 +13,17 @@ from typing import Any, TypeAlias, TypeVar
 import pydantic
 
 from poller.errors import SettingsError
-from poller.settings.tables import SOURCE_KEYS, SOURCE_NAME, TABLES, Settings, Source, keys
+from poller.settings.tables import (
+    CLIENT_KEYS,
+    SOURCE_KEYS,
+    SOURCE_NAME,
+    TABLES,
+    Settings,
+    Source,
+    keys,
+)
+from poller.settings.values import has_tls
+from poller.tls import Unusable
 
 M = TypeVar("M", bound=pydantic.BaseModel)
 Vendors: TypeAlias = Mapping[str, type[pydantic.BaseModel]]
@@ -234,10 +244,18 @@ def _sources(
         if not isinstance(table, dict):
             reader.blame(at, "must be a table")
             continue
-        source = _source(reader, name, {**defaults, **table}, vendors)
+        source = _source(reader, name, {**_inherited(defaults, table), **table}, vendors)
         if source is not None:
             sources[name] = source
     return sources
+
+
+def _inherited(defaults: Table, table: Table) -> Table:
+    """What a source takes over: a client certificate as a whole, and only where it is of use."""
+    own = any(key in table for key in CLIENT_KEYS)
+    if own or not has_tls(str(table.get("url"))):
+        return {key: value for key, value in defaults.items() if key not in CLIENT_KEYS}
+    return defaults
 
 
 def _source(reader: _Reader, name: str, table: Table, vendors: Vendors) -> Source | None:
@@ -265,6 +283,9 @@ def _within(table: Value, fault: Fault) -> Place:
             table, place = table[part], (*place, part)
     if fault["type"] == "missing":
         return (*place, fault["loc"][-1])
+    error = fault.get("ctx", {}).get("error")
+    if isinstance(error, Unusable):
+        return (*place, error.key)
     discriminator = fault.get("ctx", {}).get("discriminator")
     return (*place, str(discriminator).strip("'")) if discriminator else place
 

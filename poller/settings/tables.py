@@ -8,16 +8,18 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, Self, TypeAlias
 
 import pydantic
 from pydantic import AfterValidator, Field
 from pydantic.json_schema import models_json_schema
 
+from poller import tls
 from poller.settings.values import (
     Bytes,
     Count,
     Name,
+    Pem,
     PerSecond,
     RedisUrl,
     Seconds,
@@ -26,6 +28,7 @@ from poller.settings.values import (
     address,
     at_least,
     file_path,
+    has_tls,
     key,
     level,
     per_second,
@@ -47,6 +50,55 @@ class _Table(pydantic.BaseModel):
     )
 
 
+class Peer(_Table):
+    """What a table says about TLS with its server.
+
+    Attributes:
+        verify_tls: whether to verify the server's certificate, or a file of CA certificates.
+        client_cert: our own certificate, for a server that wants one.
+        client_key: its private key, if that is in a file of its own.
+        client_key_password: opens the private key, if it is encrypted.
+    """
+
+    verify_tls: Trust = True
+    client_cert: Pem | None = None
+    client_key: Pem | None = None
+    client_key_password: Secret | None = None
+
+    @property
+    def identity(self) -> tls.Identity | None:
+        """Our own certificate, if there is one."""
+        if self.client_cert is None:
+            return None
+        password = self.client_key_password
+        return tls.Identity(
+            cert=self.client_cert,
+            key=self.client_key,
+            password=password.get_secret_value() if password else None,
+        )
+
+    # Compared with the rest, so that a reload notices a certificate that was renewed in its place.
+    _contents: tuple[bytes, ...] = pydantic.PrivateAttr(())
+
+    @pydantic.model_validator(mode="after")
+    def _take_files(self) -> Self:
+        given = next((key for key in CLIENT_KEYS if getattr(self, key) is not None), None)
+        url, identity = getattr(self, "url", None), self.identity
+        if given and url is not None and not has_tls(url):
+            raise tls.Unusable(given, "of no use with a url that is not https, rediss or mqtts")
+        if identity is not None:
+            tls.check(identity)
+        elif given:
+            raise tls.Unusable(given, "of no use without client_cert")
+        files = (self.verify_tls, self.client_cert, self.client_key)
+        self._contents = tuple(file.read_bytes() for file in files if isinstance(file, Path))
+        return self
+
+
+CLIENT_KEYS = ("client_cert", "client_key", "client_key_password")
+"""The keys of a client certificate, which belong together."""
+
+
 class Daemon(_Table):
     """`[poller]`: the process itself.
 
@@ -63,7 +115,7 @@ class Daemon(_Table):
     retention_s: Seconds = key("retention", "30d", seconds)
 
 
-class Redis(_Table):
+class Redis(Peer):
     """`[redis]`: the Redis or Valkey that events are appended to.
 
     Attributes:
@@ -72,7 +124,6 @@ class Redis(_Table):
         password: if the url does not hold it.
         retention_s: how long events stay in a stream.
         max_events: how many events of a source stay at most.
-        verify_tls: whether to verify the server's certificate, or a file of CA certificates.
     """
 
     url: RedisUrl
@@ -80,10 +131,9 @@ class Redis(_Table):
     password: Secret | None = None
     retention_s: Seconds = key("retention", "7d", seconds)
     max_events: Count = 1_000_000
-    verify_tls: Trust = True
 
 
-class Mqtt(_Table):
+class Mqtt(Peer):
     """`[mqtt]`: the broker that events are published to.
 
     Attributes:
@@ -93,7 +143,6 @@ class Mqtt(_Table):
         password: if the broker wants one.
         state_expiry_s: how long the broker keeps a job's retained state; at least 1.
         protocol: the version of MQTT; auto is 5, or 3.1.1 where the broker refuses that.
-        verify_tls: whether to verify the server's certificate, or a file of CA certificates.
     """
 
     url: Annotated[str, url("mqtt", "mqtts")]
@@ -102,7 +151,6 @@ class Mqtt(_Table):
     password: Secret | None = None
     state_expiry_s: Annotated[Seconds, at_least("1s")] = key("state_expiry", "7d", seconds)
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
-    verify_tls: Trust = True
 
 
 class Http(_Table):
@@ -184,7 +232,7 @@ class NoOptions(_Table):
     """The options of a vendor that has no keys of its own."""
 
 
-class Defaults(_Table):
+class Defaults(Peer):
     """`[defaults]`: what every source has and may override.
 
     Attributes:
@@ -199,7 +247,6 @@ class Defaults(_Table):
         down_after: failed polls in a row until the source is down.
         vanish_after: good polls without a run until it is taken as vanished.
         first_contact: which runs are published when a source is first seen.
-        verify_tls: whether to verify the server's certificate, or a file of CA certificates.
     """
 
     interval_s: _Interval = key("interval", "15s", seconds)
@@ -213,7 +260,6 @@ class Defaults(_Table):
     down_after: Count = 3
     vanish_after: Count = 3
     first_contact: Literal["active", "all", "none"] = "active"
-    verify_tls: Trust = True
 
 
 class Source(Defaults):

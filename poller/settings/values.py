@@ -25,6 +25,8 @@ from pydantic import (
 )
 from pydantic.json_schema import WithJsonSchema
 
+from poller import tls
+
 N = TypeVar("N", int, float)
 
 _DURATION = r"([0-9]{1,9}(\.[0-9]{1,9})?(ms|s|m|h|d))+"
@@ -97,6 +99,12 @@ def url(*schemes: str, path: bool = False) -> AfterValidator:
         return text.rstrip("/")
 
     return AfterValidator(check)
+
+
+def has_tls(url: str | SecretStr) -> bool:
+    """Whether a url of any kind that settings know asks for TLS."""
+    text = url if isinstance(url, str) else url.get_secret_value()
+    return re.match("https|rediss|mqtts", text) is not None
 
 
 def topic(text: str) -> str:
@@ -206,9 +214,20 @@ def _name(value: str, info: ValidationInfo) -> str:
 def _trust(value: object) -> bool | Path:
     if isinstance(value, bool):
         return value
+    if not isinstance(value, str | Path) or not Path(value).is_file():
+        raise ValueError("must be true, false, or the path of an existing file of CA certificates")
+    try:
+        tls.context(Path(value))
+    except tls.Unusable as error:
+        raise ValueError(str(error)) from error
+    return Path(value)
+
+
+def _pem(value: object) -> Path:
+    # What is no file is not named: it may be a key itself.
     if isinstance(value, str | Path) and Path(value).is_file():
         return Path(value)
-    raise ValueError("must be true, false, or the path of an existing file of CA certificates")
+    raise ValueError("must be the path of an existing PEM file")
 
 
 def _redis_url(value: object, _: object, info: ValidationInfo) -> SecretStr:
@@ -279,6 +298,9 @@ Trust: TypeAlias = Annotated[
     bool | Path, PlainValidator(_trust), WithJsonSchema({"type": ["boolean", "string"]})
 ]
 """Whether to verify a server's certificate, or the file of CA certificates to verify it by."""
+
+Pem: TypeAlias = Annotated[Path, PlainValidator(_pem), WithJsonSchema({"type": "string"})]
+"""A file with a certificate or a private key; whether they fit is for the table to say."""
 
 RedisUrl: TypeAlias = Annotated[
     SecretStr, WrapValidator(_redis_url), WithJsonSchema({"type": "string"})
