@@ -13,7 +13,7 @@ from poller.fetch import Fetch
 from poller.known import Memory
 from poller.runs import Ms
 from poller.schedule import Bucket, Pace
-from poller.wire import Options, Page, Request, Response, Vendor, retry_after_s
+from poller.wire import Options, Page, Request, Response, Vendor, read, retry_after_s
 
 log = structlog.get_logger()
 
@@ -98,7 +98,7 @@ class Asker:
     def _read(self, request: Request, response: Response, memory: Memory) -> Page:
         plan = self._plan
         try:
-            return plan.vendor.parse(plan.options, request, response, memory)
+            return read(plan.vendor, plan.options, request, response, memory)
         except Limited as error:
             if error.retry_after_s is None:
                 error.retry_after_s = retry_after_s(response, self._now_ms())
@@ -107,4 +107,5 @@ class Asker:
             raise
         except Exception as error:
             log.exception("parse.bug", source=plan.source, path=request.path)
-            raise Invalid(f"the answer could not be read: {error!r}", response.body) from error
+            body = response.secrets.body(response.body)
+            raise Invalid(f"the answer could not be read: {error!r}", body) from error

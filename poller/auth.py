@@ -15,10 +15,12 @@ from urllib.parse import parse_qsl, quote, unquote
 
 import msgspec
 import orjson
+from pydantic import SecretStr
 from yarl import URL
 
 from poller.errors import Invalid, Rejected, Unreachable, VendorError
 from poller.payload import decode, iso_ms
+from poller.redaction import Redaction
 from poller.runs import Ms
 from poller.settings import Auth, Basic, Bearer, HuaweiAkSk, HuaweiToken, NoAuth, Token
 from poller.wire import Response
@@ -48,12 +50,25 @@ _AGAIN_MS = 60_000
 _REFUSED = re.compile(rb'"APIGW?\.030[17]"')
 
 
+def redaction(auth: Auth) -> Redaction:
+    """Knows every secret of these credentials, in each form in which one is sent."""
+    fields = vars(auth).values()
+    secrets = [field.get_secret_value() for field in fields if isinstance(field, SecretStr)]
+    # Without its end, which some would escape.
+    pairs = [_pair(auth).rstrip("=")] if isinstance(auth, Basic) else []
+    return Redaction(*secrets, *pairs)
+
+
+def _pair(auth: Basic) -> str:
+    pair = f"{auth.username}:{auth.password.get_secret_value()}"
+    return base64.b64encode(pair.encode()).decode()
+
+
 def authorized(call: Call, auth: Auth, *, project_id: str | None, now_ms: Ms) -> Call:
     """The call with what its credentials add; a Huawei token is added by who holds `Tokens`."""
     match auth:
         case Basic():
-            pair = f"{auth.username}:{auth.password.get_secret_value()}".encode()
-            return call.adding({"Authorization": f"Basic {base64.b64encode(pair).decode()}"})
+            return call.adding({"Authorization": f"Basic {_pair(auth)}"})
         case Bearer():
             return call.adding({"Authorization": f"Bearer {auth.token.get_secret_value()}"})
         case Token():
@@ -178,6 +193,7 @@ class Tokens:
         self._project_id = project_id
         self._exchange = exchange
         self._now_ms = now_ms
+        self._secrets = redaction(auth)
         self._turn = asyncio.Lock()
         self._tries = 0
         self._held: _Issued | VendorError = Rejected("not signed in")
@@ -225,8 +241,9 @@ class Tokens:
         headers = {"Accept": "application/json", "Content-Type": "application/json"}
         body = sign_in_body(self._auth, self._project_id)
         response = await self._exchange(Call("POST", url, headers, body))
+        response = msgspec.structs.replace(response, body=self._secrets.body(response.body))
         if response.status != 201:
-            raise _no_token(response, self._auth.password.get_secret_value())
+            raise _no_token(response, self._secrets)
         return _issued(response, now_ms)
 
 
@@ -271,11 +288,10 @@ def _issued(response: Response, now_ms: Ms) -> _Issued:
     return _Issued(value, now_ms + life_ms - early_ms, now_ms + life_ms)
 
 
-def _no_token(response: Response, password: str) -> VendorError:
+def _no_token(response: Response, secrets: Redaction) -> VendorError:
     status = response.status
-    said = _iam_message(response.body)
-    # What repeats the password, whoever may answer there, is not passed on.
-    said = "" if password in said else " ".join(said.split())[:200]
+    # Again, for what JSON may spell as it likes.
+    said = " ".join(secrets.text(_iam_message(response.body)).split())[:200]
     text = f"sign-in: HTTP {status}" + (f": {said}" if said else "")
     if status in (400, 401, 403):
         return Rejected(text)

@@ -11,7 +11,7 @@ from poller.fetch import Fetch
 from poller.known import Memory
 from poller.runs import Ms
 from poller.sinks import Sink
-from poller.wire import Options, Page, Request, Vendor
+from poller.wire import Options, Page, Request, Vendor, read
 
 _RETENTION_MS = 86_400_000
 
@@ -35,7 +35,7 @@ async def check_source(
     requests = [request for request in vendor.start(options, memory) if not request.by_id]
 
     async def first(request: Request) -> Page:
-        page = vendor.parse(options, request, await ask(request), memory)
+        page = read(vendor, options, request, await ask(request), memory)
         again = [follow for follow in page.follow if follow.path == request.path and not page.runs]
         return await first(again[0]) if again and again[0].headers != request.headers else page
 

@@ -19,8 +19,17 @@ from aiohttp.http_exceptions import ContentEncodingError
 from yarl import URL
 
 from poller import __version__, tls
-from poller.auth import Call, Exchange, Headers, Tokens, authorized, token_refused
+from poller.auth import (
+    Call,
+    Exchange,
+    Headers,
+    Tokens,
+    authorized,
+    redaction,
+    token_refused,
+)
 from poller.errors import Invalid, SettingsError, Unreachable, VendorError
+from poller.redaction import Redaction
 from poller.runs import Ms
 from poller.settings import Auth, HuaweiToken
 from poller.wire import Request, Response
@@ -176,6 +185,7 @@ class _Source:
 
     def __init__(self, endpoint: Endpoint, exchange: Exchange, now_ms: Callable[[], Ms]) -> None:
         self._auth = endpoint.auth
+        self._secrets = redaction(endpoint.auth)
         self._project_id = endpoint.project_id
         self._url = URL(endpoint.url)
         self._base = str(self._url).rstrip("/")
@@ -210,20 +220,25 @@ class _Source:
 
     async def _signed_in(self, call: Call) -> Response:
         if self._tokens is None:
-            return await self._follow(call)
+            return await self._follow(call, self._secrets)
         token = await self._tokens.get()
-        response = await self._follow(call.adding({"X-Auth-Token": token}))
+        response = await self._with(token, call)
         if token_refused(response):
             token = await self._tokens.get(refused=token)
-            response = await self._follow(call.adding({"X-Auth-Token": token}))
+            response = await self._with(token, call)
         return response
 
-    async def _follow(self, call: Call) -> Response:
+    async def _with(self, token: str, call: Call) -> Response:
+        call = call.adding({"X-Auth-Token": token})
+        return await self._follow(call, self._secrets.knowing(token))
+
+    async def _follow(self, call: Call, secrets: Redaction) -> Response:
         for _ in range(_MAX_REDIRECTS + 1):
             # Anew for every step: a signature is of one path.
             response = await self._exchange(
                 authorized(call, self._auth, project_id=self._project_id, now_ms=self._now_ms())
             )
+            response = msgspec.structs.replace(response, secrets=secrets)
             if response.status not in _REDIRECTS:
                 return response
             call = call._replace(url=self._led_to(call, response))
@@ -241,9 +256,10 @@ class _Source:
         except ValueError as error:
             raise Invalid(f"HTTP {response.status}: redirects to no url") from error
         if str(origin) != str(self._url.origin()):
+            shown = response.secrets.text(str(origin))
             raise Invalid(
-                f"redirects to another origin: {origin}; credentials stay here; "
-                f"set url to {origin}{self._url.raw_path.rstrip('/')} if that is right"
+                f"redirects to another origin: {shown}; credentials stay here; "
+                f"set url to {shown}{self._url.raw_path.rstrip('/')} if that is right"
             )
         return URL(f"{origin}{URL(led_to, encoded=True).raw_path_qs}", encoded=True)
 
@@ -306,7 +322,7 @@ def _confirmed(old: _Confirmable | None, response: Response) -> Response:
     if old is None:
         raise Invalid("HTTP 304 to a question without a condition")
     fields = {**old.response.headers, **response.headers}
-    return Response(status=200, headers=fields, body=old.response.body, unchanged=True)
+    return msgspec.structs.replace(old.response, headers=fields, unchanged=True)
 
 
 _CERTIFICATE = {

@@ -14,6 +14,7 @@ import pydantic
 
 from poller.errors import Invalid, Limited, Rejected, Unreachable
 from poller.known import Known, Memory
+from poller.redaction import Redaction
 from poller.runs import Ms, Seen, State
 from poller.world import Kind, World
 
@@ -49,13 +50,16 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
 class Response(msgspec.Struct, frozen=True, kw_only=True):
     """One answer: status, headers with lower-case names, the whole unpacked body.
 
-    `unchanged` says that the server confirmed (304) that the body is the one of the answer before.
+    Attributes:
+        unchanged: the server confirmed (304) that the body is the one of the answer before.
+        secrets: knows what it was asked with, and what must not be repeated of it.
     """
 
     status: int
     headers: Mapping[str, str] = {}
     body: bytes = b""
     unchanged: bool = False
+    secrets: Redaction = Redaction()
 
 
 class BadRow(msgspec.Struct, frozen=True):
@@ -144,6 +148,28 @@ class Vendor:
     ask: Callable[[Any, Known | None, Seen], Request | None]
     render: Callable[[World, Request], Response]
     kinds: tuple[Kind, ...]
+
+
+def read(
+    vendor: Vendor, options: Options, request: Request, response: Response, memory: Memory
+) -> Page:
+    """What an answer says, by the vendor; what is wrong with it is told without our credentials.
+
+    A body that can be read is left as it is: a password may be the name of a job, too.
+
+    Raises:
+        VendorError: it is not as documented.
+    """
+    with response.secrets.kept():
+        try:
+            return vendor.parse(options, request, response, memory)
+        except Exception:
+            body = response.secrets.body(response.body)
+            if body == response.body:
+                raise
+        # Once more, because messages are cut and would keep the beginning of a secret.
+        vendor.parse(options, request, msgspec.structs.replace(response, body=body), memory)
+        raise Invalid("the answer can be read only without the credentials that it repeats", body)
 
 
 def refuse(response: Response) -> None:

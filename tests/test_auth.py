@@ -421,7 +421,7 @@ async def test_a_renewal_that_fails_is_told_where_the_old_token_is_no_more_good(
         (
             refusal(401, b'{"error":{"message":"IAMPassword is wrong"}}'),
             Rejected,
-            "sign-in: HTTP 401",
+            "sign-in: HTTP 401: *** is wrong",
         ),
     ],
 )

@@ -4,6 +4,7 @@ import asyncio
 import base64
 import datetime
 import gzip
+import json
 import socket
 import ssl
 import struct
@@ -842,6 +843,62 @@ async def test_a_redirect_to_another_origin_is_refused_and_nothing_is_sent_there
     assert codes == ["302"]
 
 
+CREDENTIALS: dict[str, Auth] = {
+    "basic": Basic(username="u", password=SecretStr(SECRET)),
+    "bearer": Bearer(token=SecretStr(SECRET)),
+    "token": Token(token=SecretStr(SECRET)),
+    "huawei-aksk": HuaweiAkSk(
+        access_key=SecretStr(f"{SECRET}-id"),
+        secret_key=SecretStr(SECRET),
+        security_token=SecretStr(f"{SECRET}-t"),
+    ),
+}
+
+
+@asynccontextmanager
+async def trapping() -> AsyncIterator[tuple[str, list[str]]]:
+    """A server that nobody should speak to, and what it hears nevertheless."""
+    reached: list[str] = []
+
+    async def hear(request: web.BaseRequest) -> web.Response:
+        reached.append(f"{request.method} {request.raw_path} {dict(request.headers)}")
+        return web.Response(status=201, headers={"X-Subject-Token": "t"})
+
+    async with serving(hear) as url:
+        yield url, reached
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+@pytest.mark.parametrize("kind", [*CREDENTIALS, "huawei-token"])
+async def test_credentials_of_no_kind_and_no_cookies_go_to_another_origin(
+    kind: str, status: int
+) -> None:
+    async def lead(request: web.BaseRequest) -> web.Response:
+        if request.path == "/v3/auth/tokens":
+            issued = fixture("iam/v3_auth_tokens_response_3.json")
+            return web.Response(status=201, headers={"X-Subject-Token": "t"}, body=issued)
+        to = {"Location": f"{other}/jobs", "Set-Cookie": f"session={SECRET}; Domain=127.0.0.1"}
+        return web.Response(status=status, headers=to)
+
+    async with trapping() as (other, reached), serving(lead) as url:
+        auth = CREDENTIALS.get(kind) or iam_auth(url)
+        async with asking(url, auth, project_id="p1") as fetch:
+            for path in ("/jobs", "/others"):
+                with pytest.raises(Invalid, match="redirects to another origin"):
+                    await fetch(Request(path=path))
+    assert reached == []
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+async def test_a_sign_in_is_led_nowhere(status: int) -> None:
+    async with trapping() as (other, reached):
+        leads = redirecting(lambda _: f"{other}/v3/auth/tokens", status)
+        async with serving(leads) as url, asking(url, iam_auth(url)) as fetch:
+            with pytest.raises(Invalid, match=f"sign-in: HTTP {status}; is iam_url right"):
+                await fetch(ASK)
+    assert reached == []
+
+
 async def test_the_message_of_a_refused_redirect_names_the_url_to_set() -> None:
     leads = redirecting(lambda _: "https://kylin.example.com:443/kylin/jobs")
     async with serving(leads) as url, asking(f"{url}/kylin") as fetch:
@@ -1224,19 +1281,54 @@ async def test_every_step_is_signed_as_it_is_received() -> None:
 # Secrets
 
 
-@pytest.mark.parametrize(
-    "auth",
-    [
-        Basic(username="u", password=SecretStr(SECRET)),
-        Bearer(token=SecretStr(SECRET)),
-        Token(token=SecretStr(SECRET)),
-        HuaweiAkSk(
-            access_key=SecretStr(f"{SECRET}-id"),
-            secret_key=SecretStr(SECRET),
-            security_token=SecretStr(f"{SECRET}-t"),
-        ),
-    ],
-)
+async def test_an_answer_knows_what_it_was_asked_with_also_if_it_is_a_remembered_one() -> None:
+    server = Cached(ETag='"v1"')
+    auth = Basic(username="u", password=SecretStr(SECRET))
+    async with serving(server) as url, asking(url, auth) as fetch:
+        for unchanged in (False, True):
+            response = await fetch(ASK)
+            assert response.unchanged is unchanged
+            assert response.secrets.text(f"not {SECRET}") == "not ***"
+
+
+async def test_an_answer_knows_the_token_that_it_was_asked_with() -> None:
+    token = "issued-" + "x" * 100
+
+    async def answer(request: web.BaseRequest) -> web.Response:
+        if request.method == "GET":
+            return ok()
+        issued = fixture("iam/v3_auth_tokens_response_3.json")
+        return web.Response(status=201, headers={"X-Subject-Token": token}, body=issued)
+
+    async with serving(answer) as url, asking(url, iam_auth(url)) as fetch:
+        response = await fetch(ASK)
+    assert response.secrets.text(f"neither {token} nor {SECRET}") == "neither *** nor ***"
+
+
+@pytest.mark.parametrize("status", [201, 401])
+async def test_a_sign_in_that_repeats_the_password_does_not_bring_it_into_the_message(
+    status: int,
+) -> None:
+    async def repeat(request: web.BaseRequest) -> web.Response:
+        said = (await request.read()).decode()
+        body = json.dumps({"error": {"message": f"{'.' * 190}{said[said.index(SECRET) :]}"}})
+        return web.Response(status=status, headers={"X-Subject-Token": "t"}, text=body)
+
+    async with serving(repeat) as url, asking(url, iam_auth(url)) as fetch:
+        with pytest.raises(VendorError) as caught:
+            await fetch(ASK)
+    assert SECRET[:4] not in "".join(told(caught.value))
+
+
+async def test_a_redirect_to_a_host_named_like_a_secret_is_refused_without_it() -> None:
+    auth = HuaweiAkSk(access_key=SecretStr("AccessKey"), secret_key=SecretStr(SECRET))
+    leads = redirecting(lambda _: "https://AccessKey.example.com/")
+    async with serving(leads) as url, asking(url, auth) as fetch:
+        with pytest.raises(Invalid, match=r"origin: https://\*\*\*\.example\.com;"):
+            await fetch(ASK)
+
+
+@pytest.mark.parametrize("auth", CREDENTIALS.values(), ids=CREDENTIALS)
 @pytest.mark.parametrize(
     "sent", [b"", b"no http\r\n\r\n", HEAD + b"Content-Length: 9\r\n\r\n1", CHUNKED + b"zz\r\n"]
 )

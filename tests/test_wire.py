@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 
 import msgspec
 import pytest
@@ -11,12 +12,43 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poller.errors import Invalid, Limited, Rejected, Unreachable, VendorError
+from poller.known import Memory
+from poller.redaction import Redaction
 from poller.runs import State
-from poller.wire import Meaning, Request, Response, Words, look_up, refuse, retry_after_s
+from poller.vendors import load
+from poller.wire import (
+    Meaning,
+    Options,
+    Page,
+    Request,
+    Response,
+    Words,
+    look_up,
+    read,
+    refuse,
+    retry_after_s,
+)
 
 NOW_MS = 784_111_777_000  # Sun, 06 Nov 1994 08:49:37 GMT
 NOW = "Sun, 06 Nov 1994 08:49:37 GMT"
 WORDS: Words = {"running": (State.RUNNING, None), "done": (State.SUCCEEDED, "warnings")}
+
+
+# Reading
+
+
+def test_an_answer_that_can_be_read_only_without_our_credentials_is_invalid() -> None:
+    def parse(_options: object, _request: object, response: Response, _memory: object) -> Page:
+        if b"secret" in response.body:
+            raise Invalid("no", response.body)
+        return Page()
+
+    vendor = replace(load("scale"), parse=parse)
+    response = Response(status=200, body=b"my secret", secrets=Redaction("secret"))
+    with pytest.raises(Invalid, match="only without the credentials") as caught:
+        read(vendor, Options(), Request(path="/"), response, Memory(now_ms=1, contact_ms=1))
+    assert caught.value.body == "my ***"
+    assert caught.value.__context__ is None
 
 
 # Requests

@@ -368,6 +368,26 @@ async def test_a_wrong_or_missing_password_is_called_so_and_not_shown(
     assert "wrong-secret" not in answer
 
 
+@pytest.mark.parametrize("padding", [0, 100])
+@pytest.mark.parametrize("in_url", [True, False])
+async def test_a_server_that_repeats_the_password_does_not_bring_it_into_the_message(
+    in_url: bool, padding: int
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        said = (await reader.readuntil(b"secret\r\n")).replace(b"\r\n", b" ")
+        writer.write(b"-ERR unknown command %b %b\r\n" % (b"." * padding, said))
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        at = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        url = f"redis://u:wrong-secret@{at}" if in_url else f"redis://{at}"
+        sink = RedisSink(url, journal="j", password=None if in_url else "wrong-secret")
+        sentence = await refused(sink)
+    assert "unknown command" in sentence
+    assert "wrong" not in sentence
+
+
 async def test_credentials_of_the_url_count_first(guarded: Broker, recorded: Any) -> None:
     url = guarded.url.replace("://", "://poller:change-me@")
     await deliver(RedisSink(url, journal="j", username="x", password="y"), [recorded(1)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -21,6 +20,7 @@ from poller.sinks.mqtt import MqttSink
 from poller.sinks.redis import RedisSink
 from poller.tls import Identity
 from tests import certificates
+from tests.daemon import until
 
 PASSPHRASE = "p4ss-phr4se"
 
@@ -179,8 +179,10 @@ async def test_a_cluster_is_shown_our_certificate_too(
     with running(brokers.redis_server(tmp_path, config=config)) as node:
         with redis.Redis(port=node.port) as client:
             client.execute_command("CLUSTER", "ADDSLOTSRANGE", 0, 16383)
-            while b"cluster_state:ok" not in client.execute_command("CLUSTER", "INFO"):
-                time.sleep(0.02)
+            await until(
+                lambda: b"cluster_state:ok" in client.execute_command("CLUSTER", "INFO"),
+                "a whole cluster",
+            )
         sink = RedisSink(
             f"rediss+cluster://127.0.0.1:{port}",
             journal="j",

@@ -10,12 +10,12 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
@@ -23,6 +23,7 @@ from redis.exceptions import NoScriptError, RedisClusterException, RedisError
 
 from poller.errors import SinkUnavailable
 from poller.events import Recorded
+from poller.redaction import Redaction
 from poller.sinks import tls_context, trouble
 from poller.sinks.redis.address import Client, parse
 from poller.tls import Identity
@@ -33,6 +34,9 @@ CALL_EVENTS: Final = 200  # a script of 1,000 would keep Redis from others for 5
 CALL_BYTES: Final = 1 << 20
 
 _NOWHERE: Final = -1
+
+Asking: TypeAlias = Callable[..., AbstractAsyncContextManager[None]]
+"""Bounds an exchange; takes how many events of a batch are delivered before it."""
 
 # KEYS: stream, cursor. ARGV: journal, offset that the cursor must have, offset that it gets,
 # retention in ms, most entries; then type and event of each entry. Returns the cursor's offset.
@@ -104,9 +108,11 @@ class RedisSink:
         self._retention_ms = int(retention_s * 1000)
         self._max_events = max_events
         self._timeout_s = timeout_s
+        password = self._address.password or password
+        self._secrets = Redaction(password or "")
         self._options: dict[str, Any] = {
             "username": self._address.username or username,
-            "password": self._address.password or password,
+            "password": password,
             "socket_connect_timeout": timeout_s,
             "socket_timeout": None,  # its way to keep it may swallow a cancel before Python 3.12
             "retry": Retry(NoBackoff(), 0),  # the relay retries
@@ -125,8 +131,7 @@ class RedisSink:
         async with self.client() as client:
             yield RedisConnection(
                 client,
-                where=self._address.where,
-                timeout_s=self._timeout_s,
+                asking=partial(_asking, self._address.where, self._secrets, self._timeout_s),
                 journal=self._journal,
                 retention_ms=self._retention_ms,
                 max_events=self._max_events,
@@ -142,7 +147,7 @@ class RedisSink:
         address = self._address
         tries = len(address.nodes) + 1 if address.topology else 1
         async with AsyncExitStack() as stack:
-            async with _asking(address.where, self._timeout_s * tries):
+            async with _asking(address.where, self._secrets, self._timeout_s * tries):
                 client = await address.open(stack, self._options, self._tls, self._timeout_s)
             yield client
 
@@ -154,14 +159,13 @@ class RedisConnection:
         self,
         client: Client,
         *,
-        where: str,
-        timeout_s: float,
+        asking: Asking,
         journal: str,
         retention_ms: int,
         max_events: int,
     ) -> None:
         self._client = client
-        self._asking = partial(_asking, where, timeout_s)
+        self._asking = asking
         self._journal = journal
         self._retention_ms = retention_ms
         self._max_events = max_events
@@ -311,24 +315,28 @@ class _Call:
 
 
 @asynccontextmanager
-async def _asking(where: str, timeout_s: float, delivered: int = 0) -> AsyncIterator[None]:
+async def _asking(
+    where: str, secrets: Redaction, timeout_s: float, delivered: int = 0
+) -> AsyncIterator[None]:
     """Bound the time of an exchange, and turn what the client raises into one sentence."""
     try:
         async with asyncio.timeout(timeout_s):
             yield
     except (RedisError, RedisClusterException, OSError) as error:
-        raise SinkUnavailable(f"Redis at {where}: {_sentence(error)}", delivered) from error
+        sentence = _sentence(error, secrets)
+        raise SinkUnavailable(f"Redis at {where}: {sentence}", delivered) from error
     except RuntimeError as error:
         if "handler is closed" not in str(error):  # uvloop's words for a connection that was reset
             raise
         raise SinkUnavailable(f"Redis at {where}: the connection was reset", delivered) from error
 
 
-def _sentence(error: Exception) -> str:
+def _sentence(error: Exception, secrets: Redaction) -> str:
     known = trouble(error)
     if known is not None:
         return known
-    text = f"{getattr(error, 'status_code', None) or ''} {error}".strip()
+    # A server that does not know AUTH says with which words it was called.
+    text = secrets.text(f"{getattr(error, 'status_code', None) or ''} {error}".strip())
     advice = next((advice for word, advice in _ADVICE.items() if word in text), None)
     return f"{advice} ({text[:160]})" if advice else text[:160]
 
