@@ -8,12 +8,15 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import aiohttp
+import aiohttp.web
 import pytest
+from aiohttp.test_utils import make_mocked_request
 from prometheus_client.parser import text_string_to_metric_families
 
 from poller import web
 from poller.errors import JournalError, PollerError
 from poller.telemetry import Metrics
+from poller.web.hosts import only_own
 
 TOKEN = "Pl4nted-T0ken-ü"
 
@@ -163,6 +166,75 @@ async def test_healthz_wants_no_token() -> None:
 async def test_nothing_can_be_changed(method: str) -> None:
     async with serving(Patient()) as client, client.request(method, "/readyz") as response:
         assert response.status == 405
+
+
+# The name
+
+
+@pytest.mark.parametrize(
+    ("host", "status"),
+    [
+        ("127.0.0.1", 200),
+        ("127.0.0.1:8787", 200),
+        ("127.1.2.3:1", 200),
+        ("localhost", 200),
+        ("LocalHost:8787", 200),
+        ("[::1]:8787", 200),
+        ("evil.example.com", 421),
+        ("evil.example.com:8787", 421),
+        ("127.0.0.1.evil.example.com", 421),
+        ("localhost.evil.example.com", 421),
+        ("127.0.0.1@evil.example.com", 421),
+        ("10.0.0.1", 421),
+        ("[::ffff:10.0.0.1]", 421),
+        ("[", 421),
+        ("", 421),
+    ],
+)
+@pytest.mark.parametrize("path", ["/readyz", "/metrics"])
+async def test_without_a_token_only_calls_by_a_name_of_loopback_are_answered(
+    path: str, host: str, status: int
+) -> None:
+    async with (
+        serving(Patient()) as client,
+        client.get(path, headers={"Host": host}) as response,
+    ):
+        assert response.status == status
+        assert ("set http.token" in await response.text()) is (status == 421)
+
+
+@pytest.mark.parametrize(("name", "status"), [("box.lan:8787", 200), ("other.lan:8787", 421)])
+async def test_the_host_that_is_listened_on_is_a_name_of_ours(name: str, status: int) -> None:
+    async def handle(_request: aiohttp.web.Request) -> aiohttp.web.Response:
+        return aiohttp.web.Response()
+
+    request = make_mocked_request("GET", "/readyz", headers={"Host": name})
+    assert (await only_own("Box.lan")(request, handle)).status == status
+
+
+async def test_a_request_without_a_name_comes_from_no_browser() -> None:
+    async with web.serve("127.0.0.1:0", None, Patient()) as url:
+        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+        writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
+        assert (await reader.readline()).split()[1] == b"200"
+        writer.close()
+
+
+async def test_healthz_is_answered_by_every_name() -> None:
+    async with (
+        serving(Patient()) as client,
+        client.get("/healthz", headers={"Host": "evil.example.com"}) as response,
+    ):
+        assert response.status == 200
+
+
+async def test_who_has_the_token_may_call_by_any_name() -> None:
+    headers = {"Host": "poller.example.com", **bearer(TOKEN)}
+    async with (
+        serving(Patient(), TOKEN) as client,
+        client.get("/readyz", headers=headers) as response,
+    ):
+        assert response.status == 200
 
 
 # The address

@@ -16,6 +16,7 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST
 
 from poller.errors import PollerError
 from poller.telemetry import Metrics
+from poller.web import hosts
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -46,11 +47,11 @@ async def serve(listen: str, token: str | None, health: Health) -> AsyncIterator
     Raises:
         PollerError: the address cannot be listened on.
     """
-    app = web.Application(middlewares=[_guard(token)] if token else [])
+    host, _, port = listen.rpartition(":")
+    app = web.Application(middlewares=[_guard(token) if token else hosts.only_own(host)])
     app.router.add_get("/healthz", _healthz)
     app.router.add_get("/readyz", _readyz(health))
     app.router.add_get("/metrics", _metrics(health))
-    host, _, port = listen.rpartition(":")
     runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
     await runner.setup()
     try:
