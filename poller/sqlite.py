@@ -241,7 +241,7 @@ def locked(path: Path) -> Iterator[None]:
     """
     with contextlib.ExitStack() as stack:
         with translated(path):
-            path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+            _make_folders(path)
             handle = os.open(path.with_name(path.name + ".lock"), os.O_RDWR | os.O_CREAT, 0o600)
             stack.callback(os.close, handle)
             try:
@@ -252,6 +252,13 @@ def locked(path: Path) -> Iterator[None]:
                 ) from error
             os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
         yield
+
+
+def _make_folders(path: Path) -> None:
+    """Make the folders of a file, each for its owner only; `parents=True` is not so strict."""
+    missing = [folder for folder in path.parents if not folder.exists()]
+    for folder in reversed(missing):
+        folder.mkdir(mode=0o700, exist_ok=True)
 
 
 @contextlib.contextmanager

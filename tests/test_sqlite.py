@@ -445,6 +445,7 @@ async def test_only_its_owner_may_read_a_journal(tmp_path: Path) -> None:
         ["journal.db", "journal.db-wal", "journal.db-shm", "journal.db.lock"], 0o600
     )
     assert mode(path.parent) == 0o700
+    assert mode(path.parent.parent) == 0o700
 
 
 def test_a_folder_that_was_there_stays_as_it_was(tmp_path: Path) -> None:
