@@ -7,6 +7,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from random import Random, SystemRandom
 
 import structlog
@@ -80,6 +81,7 @@ class Daemon:
         self._journal = journal
         self._random = random
         self._running: dict[str, Running] = {}
+        self._exposed: set[Path] = set()
         self.relays = [
             Relay(sink, journal, self.metrics, now_ms=now_ms, random=random)
             for sink in sinks(settings, journal.uuid)
@@ -118,6 +120,7 @@ class Daemon:
                 sinks=[relay.name for relay in self.relays],
                 http=signals.url,
             )
+            self._warn_of_exposed(self._settings)
             signals.started.set()
             notify("READY=1")
             try:
@@ -180,6 +183,7 @@ class Daemon:
         """Change the sources to those of new settings; the others are asked at once."""
         while True:
             settings = await signals.reload.get()
+            self._warn_of_exposed(settings)
             changed = []
             for name, running in list(self._running.items()):
                 if settings.sources.get(name) != running.settings:
@@ -196,6 +200,12 @@ class Daemon:
             for name in set(changed) - set(settings.sources):
                 self.metrics.forget(name)
             log.info("poller.reloaded", sources=len(self._running), changed=changed)
+
+    def _warn_of_exposed(self, settings: Settings) -> None:
+        for file in settings.exposed:
+            if file not in self._exposed:
+                log.warning("secret.exposed", file=str(file), advice=f"chmod 600 {file}")
+        self._exposed.update(settings.exposed)
 
     async def troubles(self) -> list[str]:
         """Why the daemon is not ready, a sentence each; empty if it is."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import tomllib
 import traceback
@@ -866,6 +867,53 @@ def test_no_syntax_error_shows_a_secret(read: Read, line: str) -> None:
     (problem,) = problems(read, f"[redis]\n{line}\n")
     assert re.search(r"at line \d+, column \d+", problem)
     assert "hunter2" not in problem
+
+
+@pytest.mark.parametrize(
+    ("mode", "owner", "exposed"),
+    [
+        (0o600, None, False),
+        (0o400, None, False),
+        (0o644, None, True),
+        (0o604, None, True),
+        (0o640, 1, True),
+        (0o640, 0, False),
+        (0o644, 0, True),
+    ],
+)
+def test_files_with_secrets_that_others_may_read_are_known_and_used(
+    *, read: Read, tmp_path: Path, mode: int, owner: int | None, exposed: bool
+) -> None:
+    file, link = tmp_path / "secret", tmp_path / "link"
+    file.write_text("hunter2")
+    link.symlink_to(file)
+    file.chmod(mode)
+    if owner is not None:
+        if os.geteuid() != 0:
+            pytest.skip("only root can give a file away")
+        os.chown(file, owner, 0)
+    settings = read(
+        f'[mqtt]\nurl = "mqtt://m"\nusername = "file:{file}"\n'
+        f'{SOURCE}auth = {{ type = "token", token = "file:{link}" }}'
+    )
+    assert settings.sources["kylin-prod"].auth == Token(token=pydantic.SecretStr("hunter2"))
+    assert settings.exposed == ((link, file) if exposed else ())
+
+
+@pytest.mark.parametrize("together", [True, False])
+def test_a_private_key_that_others_may_read_is_exposed_and_a_certificate_is_not(
+    read: Read, authority: trustme.CA, tmp_path: Path, together: bool
+) -> None:
+    identity = certificates.client(authority, tmp_path, together=together)
+    holder = identity.key or identity.cert
+    keys = f'client_cert = "{identity.cert}"\n'
+    if identity.key:
+        keys += f'client_key = "{identity.key}"\n'
+    identity.cert.chmod(0o644)
+    holder.chmod(0o600)
+    assert read(SOURCE + keys).exposed == ()
+    holder.chmod(0o644)
+    assert read(SOURCE + keys).exposed == (holder,)
 
 
 # Reload, building by code, schema

@@ -20,6 +20,7 @@ from poller.cli.common import (
     COLOURS,
     DEFAULT,
     Config,
+    err,
     load_settings,
     loop,
     out,
@@ -84,6 +85,8 @@ def check(
     Writes nothing anywhere. Exit code 1 if something would not work, 2 if the settings are wrong.
     """
     vendors, loaded = load_settings(config)
+    for file in loaded.exposed:
+        err.print(f"{file}: others may read this secret; chmod 600 {file}", markup=False)
     if offline:
         out.print(f"{config}: fine ({len(loaded.sources)} sources)")
         return

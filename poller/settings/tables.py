@@ -289,6 +289,7 @@ class Settings(_Table):
         mqtt: None if there is none.
         http: health and metrics.
         sources: name → source, in the order of the file.
+        exposed: files with secrets that others on this machine may read.
     """
 
     poller: Daemon = Field(default_factory=Daemon)
@@ -296,6 +297,7 @@ class Settings(_Table):
     mqtt: Mqtt | None = None
     http: Http = Http()
     sources: dict[str, Source]
+    exposed: tuple[Path, ...] = ()
 
 
 TABLES: Mapping[str, type[_Table]] = {
