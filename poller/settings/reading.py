@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-import stat
 import tomllib
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeAlias, TypeVar
@@ -14,15 +13,9 @@ from typing import Any, TypeAlias, TypeVar
 import pydantic
 
 from poller.errors import SettingsError
-from poller.settings.tables import (
-    CLIENT_KEYS,
-    SOURCE_KEYS,
-    SOURCE_NAME,
-    TABLES,
-    Settings,
-    Source,
-    keys,
-)
+from poller.settings.exposure import exposed
+from poller.settings.peer import CLIENT_KEYS
+from poller.settings.tables import SOURCE_KEYS, SOURCE_NAME, TABLES, Settings, Source, keys
 from poller.settings.values import has_tls
 from poller.tls import Unusable
 
@@ -89,8 +82,9 @@ def load(path: Path, vendors: Vendors, environ: Mapping[str, str]) -> Settings:
     sources = _sources(reader, document.get("sources"), defaults, vendors)
     if reader.problems:
         raise SettingsError(sorted(reader.problems))
-    exposed = tuple(sorted({file for file in _secret_files(document) if _is_exposed(file)}))
-    return Settings.model_validate({**tables, "sources": sources, "exposed": exposed})
+    return Settings.model_validate(
+        {**tables, "sources": sources, "exposed": tuple(exposed(document))}
+    )
 
 
 def _parse(path: Path) -> Table:
@@ -160,27 +154,6 @@ def _decode(text: str) -> Value:
             return text
         value = document["value"] if len(document) == 1 else text
     return value
-
-
-def _secret_files(value: Value) -> Iterator[Path]:
-    """Files that hold secrets: those referred to, and private keys."""
-    if isinstance(value, str) and value.startswith("file:"):
-        yield Path(value.removeprefix("file:"))
-    elif isinstance(value, list | dict):
-        for part in value.values() if isinstance(value, dict) else value:
-            yield from _secret_files(part)
-    if isinstance(value, dict) and "client_cert" in value:
-        yield Path(value.get("client_key") or value["client_cert"])
-
-
-def _is_exposed(file: Path) -> bool:
-    """Whether others may read it; a group may if the file is root's, who chose the group."""
-    try:
-        found = file.stat()
-    except OSError:
-        return False
-    of_group = found.st_mode & stat.S_IRGRP and found.st_uid != 0
-    return bool(of_group or found.st_mode & stat.S_IROTH)
 
 
 class _Reader:

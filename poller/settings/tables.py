@@ -8,27 +8,25 @@ from __future__ import annotations
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias
 
 import pydantic
 from pydantic import AfterValidator, Field
 from pydantic.json_schema import models_json_schema
 
-from poller import tls
+from poller.settings.peer import Peer, Table
 from poller.settings.values import (
     Bytes,
     Count,
+    HeaderSecret,
     Name,
-    Pem,
     PerSecond,
     RedisUrl,
     Seconds,
     Secret,
-    Trust,
     address,
     at_least,
     file_path,
-    has_tls,
     key,
     level,
     per_second,
@@ -43,63 +41,7 @@ SOURCE_NAME = "[a-z0-9][a-z0-9_-]*"
 _Interval: TypeAlias = Annotated[Seconds, at_least("100ms")]
 
 
-class _Table(pydantic.BaseModel):
-    # by_name lets code build values by the attributes' names; `load` allows the keys only.
-    model_config = pydantic.ConfigDict(
-        frozen=True, extra="forbid", hide_input_in_errors=True, validate_by_name=True
-    )
-
-
-class Peer(_Table):
-    """What a table says about TLS with its server.
-
-    Attributes:
-        verify_tls: whether to verify the server's certificate, or a file of CA certificates.
-        client_cert: our own certificate, for a server that wants one.
-        client_key: its private key, if that is in a file of its own.
-        client_key_password: opens the private key, if it is encrypted.
-    """
-
-    verify_tls: Trust = True
-    client_cert: Pem | None = None
-    client_key: Pem | None = None
-    client_key_password: Secret | None = None
-
-    @property
-    def identity(self) -> tls.Identity | None:
-        """Our own certificate, if there is one."""
-        if self.client_cert is None:
-            return None
-        password = self.client_key_password
-        return tls.Identity(
-            cert=self.client_cert,
-            key=self.client_key,
-            password=password.get_secret_value() if password else None,
-        )
-
-    # Compared with the rest, so that a reload notices a certificate that was renewed in its place.
-    _contents: tuple[bytes, ...] = pydantic.PrivateAttr(())
-
-    @pydantic.model_validator(mode="after")
-    def _take_files(self) -> Self:
-        given = next((key for key in CLIENT_KEYS if getattr(self, key) is not None), None)
-        url, identity = getattr(self, "url", None), self.identity
-        if given and url is not None and not has_tls(url):
-            raise tls.Unusable(given, "of no use with a url that is not https, rediss or mqtts")
-        if identity is not None:
-            tls.check(identity)
-        elif given:
-            raise tls.Unusable(given, "of no use without client_cert")
-        files = (self.verify_tls, self.client_cert, self.client_key)
-        self._contents = tuple(file.read_bytes() for file in files if isinstance(file, Path))
-        return self
-
-
-CLIENT_KEYS = ("client_cert", "client_key", "client_key_password")
-"""The keys of a client certificate, which belong together."""
-
-
-class Daemon(_Table):
+class Daemon(Table):
     """`[poller]`: the process itself.
 
     Attributes:
@@ -153,7 +95,7 @@ class Mqtt(Peer):
     protocol: Literal["auto", "5", "3.1.1"] = "auto"
 
 
-class Http(_Table):
+class Http(Table):
     """`[http]`: health and metrics.
 
     Attributes:
@@ -165,13 +107,13 @@ class Http(_Table):
     listen: Annotated[str, AfterValidator(address)] = "127.0.0.1:8787"
 
 
-class NoAuth(_Table):
+class NoAuth(Table):
     """Requests carry no credentials."""
 
     type: Literal["none"] = "none"
 
 
-class Basic(_Table):
+class Basic(Table):
     """HTTP Basic."""
 
     type: Literal["basic"] = "basic"
@@ -179,21 +121,21 @@ class Basic(_Table):
     password: Secret
 
 
-class Bearer(_Table):
+class Bearer(Table):
     """`Authorization: Bearer …`."""
 
     type: Literal["bearer"] = "bearer"
-    token: Secret
+    token: HeaderSecret
 
 
-class Token(_Table):
+class Token(Table):
     """`Authorization: Token …`."""
 
     type: Literal["token"] = "token"
-    token: Secret
+    token: HeaderSecret
 
 
-class HuaweiToken(_Table):
+class HuaweiToken(Table):
     """An IAM token, signed in for at `{iam_url}/v3/auth/tokens`.
 
     Attributes:
@@ -210,7 +152,7 @@ class HuaweiToken(_Table):
     domain: Name = Field(repr=False)
 
 
-class HuaweiAkSk(_Table):
+class HuaweiAkSk(Table):
     """Every request is signed with an access key.
 
     Attributes:
@@ -220,15 +162,15 @@ class HuaweiAkSk(_Table):
     """
 
     type: Literal["huawei-aksk"] = "huawei-aksk"
-    access_key: Secret
+    access_key: HeaderSecret
     secret_key: Secret
-    security_token: Secret | None = None
+    security_token: HeaderSecret | None = None
 
 
 Auth: TypeAlias = NoAuth | Basic | Bearer | Token | HuaweiToken | HuaweiAkSk
 
 
-class NoOptions(_Table):
+class NoOptions(Table):
     """The options of a vendor that has no keys of its own."""
 
 
@@ -280,7 +222,7 @@ class Source(Defaults):
     options: pydantic.BaseModel = NoOptions()
 
 
-class Settings(_Table):
+class Settings(Table):
     """Everything that was configured, complete and consistent.
 
     Attributes:
@@ -300,7 +242,7 @@ class Settings(_Table):
     exposed: tuple[Path, ...] = ()
 
 
-TABLES: Mapping[str, type[_Table]] = {
+TABLES: Mapping[str, type[Table]] = {
     "poller": Daemon,
     "redis": Redis,
     "mqtt": Mqtt,

@@ -204,6 +204,13 @@ def _secret(value: object, _: object, info: ValidationInfo) -> SecretStr:
     return SecretStr(_resolve(value, info))
 
 
+def _header_secret(value: object, other: object, info: ValidationInfo) -> SecretStr:
+    secret = _secret(value, other, info)
+    if not secret.get_secret_value().isascii():
+        raise ValueError("holds characters that are not ASCII, which HTTP headers cannot carry")
+    return secret
+
+
 def _name(value: str, info: ValidationInfo) -> str:
     text = _resolve(value, info) if _refers(value) else value
     if not text:
@@ -284,12 +291,13 @@ Bytes: TypeAlias = Annotated[
 
 Count: TypeAlias = Annotated[int, Field(ge=1, le=10**9)]
 
-Secret: TypeAlias = Annotated[
-    SecretStr,
-    WrapValidator(_secret),
-    WithJsonSchema({"type": "string", "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"}),
-]
+_Reference = WithJsonSchema({"type": "string", "pattern": "^(env:[A-Za-z_][A-Za-z0-9_]*|file:.+)$"})
+
+Secret: TypeAlias = Annotated[SecretStr, WrapValidator(_secret), _Reference]
 """A secret, written `"env:NAME"` or `"file:/path"` and resolved while settings are read."""
+
+HeaderSecret: TypeAlias = Annotated[SecretStr, WrapValidator(_header_secret), _Reference]
+"""The same for one that is sent as it is in an HTTP header."""
 
 Name: TypeAlias = Annotated[str, AfterValidator(_name)]
 """A text that may be written like a secret too; keep it out of `repr`."""
