@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import base64
 import datetime
-import hashlib
 import json
 import os
 import signal
@@ -25,6 +23,7 @@ from poller.errors import EventRejected, SettingsError, SinkUnavailable
 from poller.events import Recorded
 from poller.sinks.mqtt import WINDOW, MqttSink, encoded
 from poller.sinks.mqtt.link import Message
+from tests.guarded import mosquitto_user
 
 DEPLOY = Path(__file__).parents[2] / "deploy"
 
@@ -289,18 +288,10 @@ def start(tmp_path: Path, make_mosquitto: Callable[..., Broker]) -> Iterator[Cal
         broker.stop()
 
 
-def hashed(user: str, password: str) -> str:
-    """A line of mosquitto's password file."""
-    salt = os.urandom(12)
-    digest = hashlib.pbkdf2_hmac("sha512", password.encode(), salt, 101)
-    salt64, digest64 = (base64.b64encode(part).decode() for part in (salt, digest))
-    return f"{user}:$7$101${salt64}${digest64}\n"
-
-
 @pytest.fixture
 def guarded(tmp_path: Path, make_mosquitto: Callable[..., Broker]) -> Iterator[Broker]:
     """A mosquitto with the files of deploy/."""
-    users = hashed("poller", "change-me") + hashed("subscriber", "change-me-too")
+    users = mosquitto_user("poller", "change-me") + mosquitto_user("subscriber", "change-me-too")
     (tmp_path / "passwords").write_text(users)
     (tmp_path / "mosquitto.acl").write_text((DEPLOY / "mosquitto.acl").read_text())
     for file in (tmp_path / "passwords", tmp_path / "mosquitto.acl"):
@@ -312,8 +303,8 @@ def guarded(tmp_path: Path, make_mosquitto: Callable[..., Broker]) -> Iterator[B
     yield from running(make_mosquitto(tmp_path, config=text.splitlines()))
 
 
-POLLER = {"username": "poller", "password": "change-me"}
-SUBSCRIBER = {"username": "subscriber", "password": "change-me-too"}
+POLLER: dict[str, Any] = {"username": "poller", "password": "change-me"}
+SUBSCRIBER: dict[str, Any] = {"username": "subscriber", "password": "change-me-too"}
 
 
 async def test_the_deployed_broker_lets_the_poller_write_and_the_subscriber_read(
@@ -330,6 +321,33 @@ async def test_the_deployed_broker_refuses_other_topics_and_says_which_file_allo
     guarded: Broker,
 ) -> None:
     assert "what deploy/mosquitto.acl lists" in await refused(sink_of(guarded, "other", **POLLER))
+
+
+@pytest.mark.parametrize(
+    ("user", "topic", "heard"),
+    [
+        (SUBSCRIBER, "#", [b"state", b"event"]),
+        (SUBSCRIBER, "$SYS/#", []),
+        (POLLER, "#", []),
+        (POLLER, "jobs/s/#", []),
+        (POLLER, "$SYS/#", []),
+    ],
+)
+async def test_the_deployed_poller_reads_nothing_and_the_subscriber_writes_nothing(
+    guarded: Broker, user: dict[str, Any], topic: str, heard: list[bytes]
+) -> None:
+    def client(user: dict[str, Any]) -> aiomqtt.Client:
+        return aiomqtt.Client("127.0.0.1", guarded.port, **user)
+
+    async with client(POLLER) as poller, client(SUBSCRIBER) as subscriber, client(user) as reader:
+        await poller.publish("jobs/s/j/state", b"state", qos=1, retain=True)
+        await subscriber.publish("jobs/s/j/state", b"forged", qos=1, retain=True)
+        await reader.subscribe(topic, qos=1)
+        await subscriber.publish("jobs/s/j/events/failed", b"forged", qos=1)
+        await poller.publish("jobs/s/j/events/failed", b"event", qos=1)
+        await reader.subscribe("none")  # its acknowledgement comes after all that was published
+        found = [bytes((await anext(reader.messages)).payload) for _ in heard]
+        assert (found, len(reader.messages)) == (heard, 0)
 
 
 async def test_a_topic_that_the_user_may_not_write_stops_the_relay_there(

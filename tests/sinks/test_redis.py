@@ -12,7 +12,9 @@ from typing import Any
 import pytest
 import redis
 import trustme
+from redis.backoff import NoBackoff
 from redis.crc import key_slot
+from redis.retry import Retry
 
 from poller import brokers
 from poller.brokers import Broker
@@ -301,8 +303,8 @@ def running(broker: Broker) -> Iterator[Broker]:
 
 
 def as_poller(broker: Broker, **options: Any) -> RedisSink:
-    given = {"journal": "journal-1", "username": "poller", "password": "change-me"} | options
-    return RedisSink(broker.url, **given)
+    given: dict[str, Any] = {"url": broker.url, "journal": "journal-1", "username": "poller"}
+    return RedisSink(**(given | {"password": "change-me"} | options))
 
 
 async def test_the_deployed_user_may_do_what_is_needed_and_no_more(
@@ -318,9 +320,120 @@ async def test_the_deployed_user_may_do_what_is_needed_and_no_more(
     assert await read(sink) == bodies(events) * 2
     async with sink.client() as client:
         assert await client.smembers("poller:sources") == {b"s"}
-        for forbidden in ("FLUSHALL", "KEYS *", "GET other", "CONFIG GET *"):
-            with pytest.raises(redis.exceptions.NoPermissionError):
-                await client.execute_command(*forbidden.split())
+
+
+NOBODY_MAY = (
+    "ACL LIST",
+    "BGSAVE",
+    "CLIENT LIST",
+    "CLUSTER RESET",
+    "CONFIG GET *",
+    "COPY poller:sources poller:others",
+    "DEL {stream}",
+    "DUMP {stream}",
+    "EVAL return(redis.call('DEL',KEYS[1])) 1 {stream}",
+    "EVAL return(redis.call('GET',KEYS[1])) 1 other",
+    "EXPIRE {stream} 1",
+    "FLUSHALL",
+    "FLUSHDB",
+    "FUNCTION LIST",
+    "GET other",
+    "HSET other a b",
+    "KEYS *",
+    "MIGRATE 127.0.0.1 1 {stream} 0 1",
+    "MODULE LIST",
+    "PUBLISH channel message",
+    "RENAME {stream} other",
+    "REPLICAOF NO ONE",
+    "SADD other a",
+    "SAVE",
+    "SCAN 0",
+    "SCRIPT FLUSH",
+    "SET poller:other a",
+    "SHUTDOWN NOSAVE",
+    "SMEMBERS other",
+    "UNLINK {stream}",
+    "XADD other * a b",
+    "XDEL {stream} 0-1",
+    "XGROUP DESTROY {stream} readers",
+    "XRANGE other - +",
+)
+WRITES = (
+    "HSET {cursor} a b",
+    "SADD poller:sources a",
+    "XADD {stream} * a b",
+    "XTRIM {stream} MAXLEN 0",
+)
+
+
+def allowed(broker: Broker, user: str, password: str, commands: Sequence[str]) -> list[str]:
+    """Which of these commands a user may run."""
+    found = []
+    with redis.Redis(port=broker.port, username=user, password=password) as client:
+        for command in commands:
+            words = command.format(stream=stream_key("s"), cursor=cursor_key("s")).split()
+            try:
+                client.execute_command(*words)
+            except redis.exceptions.NoPermissionError:
+                continue
+            except redis.exceptions.ResponseError as error:
+                if "ACL failure" in str(error) or "can't run this command" in str(error):
+                    continue
+            found.append(command)
+    return found
+
+
+def test_the_deployed_users_may_nothing_else(guarded: Broker) -> None:
+    assert allowed(guarded, "poller", "change-me", NOBODY_MAY) == []
+    assert allowed(guarded, "poller", "change-me", WRITES) == list(WRITES)
+    assert allowed(guarded, "subscriber", "change-me-too", [*NOBODY_MAY, *WRITES, "INFO"]) == []
+    at_once = Retry(NoBackoff(), 0)
+    with (
+        redis.Redis(port=guarded.port, protocol=2, retry=at_once) as nobody,
+        pytest.raises(redis.AuthenticationError),
+    ):
+        nobody.ping()
+
+
+def rules() -> list[str]:
+    """What deploy/redis.acl says of the daemon's user."""
+    lines = (DEPLOY / "redis.acl").read_text(encoding="utf-8").splitlines()
+    [line] = [line for line in lines if line.startswith("user poller ")]
+    return line.split()[2:]
+
+
+OF_CLUSTER = {"+asking", "+cluster|slots", "+command"}
+ALONE = sorted(rule.removeprefix("+") for rule in {*rules()} - OF_CLUSTER if rule[0] == "+")
+
+
+@pytest.mark.parametrize("right", ALONE)
+async def test_the_deployed_user_may_nothing_that_it_does_not_need(
+    right: str, guarded: Broker, recorded: Any
+) -> None:
+    sink = as_poller(guarded, url=f"{guarded.url}/1")
+    events = [recorded(offset) for offset in range(1, 4)]
+
+    async def all_that_it_does() -> None:
+        async with sink.connect() as connection:
+            await connection.cursors(["s"])
+            await connection.send(events)
+            await connection.send([])
+            await connection.append_again(events)
+            admin.hset(cursor_key("s"), "journal", "journal-2")
+            with pytest.raises(SinkUnavailable, match="another poller writes source s here, too"):
+                await connection.send([recorded(4)])
+        async with sink.client() as client:
+            await client.smembers("poller:sources")
+            await client.xrange(stream_key("s"))
+            await client.xrevrange(stream_key("s"))
+
+    with redis.Redis(port=guarded.port, db=1, username="admin", password="admin") as admin:
+        await all_that_it_does()
+        admin.flushdb()
+        admin.script_flush()
+        admin.execute_command("ACL", "SETUSER", "poller", f"-{right}")
+        with pytest.raises((SinkUnavailable, redis.exceptions.RedisError, AssertionError)):
+            await all_that_it_does()
 
 
 def test_the_deployed_subscriber_may_read_only(guarded: Broker) -> None:
@@ -560,7 +673,7 @@ def test_a_ca_bundle_that_is_none_is_a_wrong_setting(tmp_path: Path) -> None:
 
 @pytest.fixture
 def cluster(tmp_path: Path) -> Iterator[list[Broker]]:
-    """Two masters, each with half of the slots."""
+    """Two masters, each with half of the slots, which know the user of deploy/redis.acl, too."""
     nodes: list[Broker] = []
     buses = [brokers.free_port(), brokers.free_port()]
     try:
@@ -572,6 +685,7 @@ def cluster(tmp_path: Path) -> Iterator[list[Broker]]:
             nodes[-1].start()
             told(nodes[-1], "CLUSTER ADDSLOTS", *slots)
             told(nodes[-1], "CLUSTER SET-CONFIG-EPOCH", number + 1)
+            told(nodes[-1], "ACL SETUSER", "poller", *rules())
         told(nodes[0], "CLUSTER MEET", "127.0.0.1", nodes[1].port, buses[1])
         until_whole(nodes)
         yield nodes
@@ -603,7 +717,7 @@ async def test_a_cluster_gets_everything_once_also_after_it_lost_a_node(
     names = [f"source-{number}" for number in range(10)]
     events = [recorded(offset, names[offset % 10]) for offset in range(1, 501)]
     url = ",".join(node.url.removeprefix("redis://") for node in cluster)
-    sink = RedisSink(f"redis+cluster://{url}", journal="j", timeout_s=2)
+    sink = as_poller(cluster[0], url=f"redis+cluster://{url}", timeout_s=2)
     async with sink.connect() as connection:
         await connection.cursors(names)
         assert await connection.send(events[:300]) == 300
@@ -612,6 +726,7 @@ async def test_a_cluster_gets_everything_once_also_after_it_lost_a_node(
         with pytest.raises(SinkUnavailable):
             await connection.send(events[300:])
     cluster[1].restart()
+    told(cluster[1], "ACL SETUSER", "poller", *rules())
     until_whole(cluster)
     async with sink.connect() as connection:
         cursors = await connection.cursors(names)
