@@ -212,7 +212,7 @@ def retry_after_s(response: Response, now_ms: Ms | None = None) -> float | None:
             now_s = now_ms / 1000
         else:
             return None
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
     return max(0.0, until_s - now_s)
 

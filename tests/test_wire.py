@@ -187,6 +187,8 @@ def asked(text: str, date: str | None = None) -> Response:
         ("Sun, 06 Foo 1994 08:49:37 GMT", None),
         ("Sun, 99 Nov 1994 99:99:99 GMT", None),
         ("Sun, 06 Nov 99999 08:49:37 GMT", None),
+        (f"Sun, 06 Nov {'9' * 20} 08:49:37 GMT", None),
+        (f"Sun, 06 Nov 1994 08:49:37 +{'9' * 20}", None),
         ("Sun, 06 Nov 1994 08:50:37 GMT", 60),
         ("Sun, 06 Nov 1994 08:49:37 GMT", 0),
         ("Sun, 06 Nov 1994 08:48:37 GMT", 0),
@@ -226,6 +228,8 @@ def test_every_form_of_a_date_means_the_same_instant(date: str) -> None:
 def test_a_date_without_a_clock_to_hold_it_against_says_nothing() -> None:
     assert retry_after_s(asked("Sun, 06 Nov 1994 08:50:37 GMT")) is None
     assert retry_after_s(asked("Sun, 06 Nov 1994 08:50:37 GMT", "now"), NOW_MS) is None
+    far = f"Sun, 06 Nov 1994 08:49:37 -{'9' * 20}"
+    assert retry_after_s(asked("Sun, 06 Nov 1994 08:50:37 GMT", far), NOW_MS) is None
 
 
 def test_seconds_need_no_clock() -> None:
