@@ -740,6 +740,8 @@ def test_refused_credentials_say_nothing_of_a_job(scope: str) -> None:
         (fault(500, "KE-010019002(Failed to connect catalog):"), Unreachable, "catalog"),
         (fault(500, "KE-010021006(User data source connection exc"), Unreachable, "data source"),
         (fault(500, "hbase is away"), Unreachable, "HTTP 500: hbase is away"),
+        (fault(500, "user " * 1_000_000), Unreachable, "HTTP 500: user"),
+        (fault(400, "KE-010003005(User Locked):" + "x" * 1_000_000), Rejected, "KE-010003005"),
         (answer("<html>oops</html>", 500), Unreachable, "500"),
         (answer("", 502), Unreachable, "502"),
         (answer("", 503), Unreachable, "503"),

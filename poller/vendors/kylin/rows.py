@@ -42,6 +42,8 @@ _TRANSIENT = ("KE-000000001", "KE-010019002", "KE-010021006")
 """An unexpected exception; the database or the directory of users out of reach."""
 _DENIED = re.compile(r"access (is )?denied|\b(user|account)\b.*\blocked", re.IGNORECASE)
 
+_LONGEST = 4096  # of an error that is looked at: `_DENIED` takes the square of it
+
 T = TypeVar("T")
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
 _Id = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
@@ -214,7 +216,7 @@ def refuse(response: Response) -> None:
 
 def _error(status: int, fault: Envelope[Any]) -> VendorError:
     """What an error's envelope means, by the code that is somewhere in it."""
-    text = f"{fault.error_code or ''} {fault.msg or ''}"
+    text = f"{fault.error_code or ''} {fault.msg or ''}"[:_LONGEST]
     found = _KE.search(text)
     code = found[0] if found else ""
     message = f"HTTP {status}: {_first_line(text)[:300]}"
