@@ -261,6 +261,32 @@ def test_a_value_of_absurd_size_is_told_like_any_other(read: Read, value: str, w
     assert why in problem
 
 
+@pytest.mark.parametrize(
+    ("text", "environ"),
+    [
+        ("a." * 3000 + "b = 1\n" + SOURCE, {}),
+        (SOURCE, {"POLLER_SOURCES__KYLIN_PROD__PROJECTS": "[" * 100_000}),
+        (SOURCE, {"POLLER_SOURCES__KYLIN_PROD__AUTH": "{a=" * 3000}),
+        (SOURCE, {"POLLER_REDIS" + "__A" * 3000: "1"}),
+    ],
+    ids=["dotted keys", "JSON of a variable", "TOML of a variable", "name of a variable"],
+)
+def test_what_is_too_deep_is_told(read: Read, text: str, environ: dict[str, str]) -> None:
+    (problem,) = problems(read, text, **environ)
+    assert "too many tables or lists in each other" in problem
+
+
+def test_a_file_too_large_for_settings_is_not_read_to_its_end() -> None:
+    assert problems(lambda path: load(Path(path), VENDORS, {}), "/dev/zero") == [
+        "/dev/zero: larger than 1 MiB; is it the settings file?"
+    ]
+
+
+def test_a_ca_bundle_that_cannot_be_looked_for_is_told(read: Read) -> None:
+    (problem,) = problems(read, f'{SOURCE}verify_tls = "{"m" * 5000}"')
+    assert problem.endswith("or the path of an existing file of CA certificates")
+
+
 def test_text_from_the_environment_that_is_no_unicode_is_told(read: Read) -> None:
     assert problems(read, SOURCE, POLLER_POLLER__INSTANCE="\udc80") == [
         "poller: holds text that is not UTF-8 (see POLLER_POLLER__INSTANCE)"

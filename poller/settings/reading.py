@@ -31,6 +31,7 @@ Place: TypeAlias = tuple[str | int, ...]
 Fault: TypeAlias = Mapping[str, Any]
 """One error as pydantic details it."""
 
+_MOST_BYTES = 1 << 20
 _KUBERNETES = re.compile(
     r"POLLER_(\w+_)?(SERVICE_(HOST|PORT(_\w+)?)|PORT(_[0-9]+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR))?)?)"
 )
@@ -66,6 +67,14 @@ def load(path: Path, vendors: Vendors, environ: Mapping[str, str]) -> Settings:
         SettingsError: with every problem of file, environment and secrets, one line each, sorted.
             No line holds a secret.
     """
+    try:
+        return _load(path, vendors, environ)
+    except RecursionError as error:
+        problem = "too many tables or lists in each other, here or in a POLLER_ variable"
+        raise SettingsError([f"{path}: {problem}"]) from error
+
+
+def _load(path: Path, vendors: Vendors, environ: Mapping[str, str]) -> Settings:
     document = _parse(path)
     origins = _override(document, environ)
     reader = _Reader(environ, origins)
@@ -89,10 +98,13 @@ def load(path: Path, vendors: Vendors, environ: Mapping[str, str]) -> Settings:
 
 def _parse(path: Path) -> Table:
     try:
-        content = path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(_MOST_BYTES + 1)
     except OSError as error:
         advice = "name another with -c, or start from the settings.toml that comes with poller"
         raise SettingsError([f"{path}: {error.strerror}; {advice}"]) from error
+    if len(content) > _MOST_BYTES:
+        raise SettingsError([f"{path}: larger than 1 MiB; is it the settings file?"])
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -10,8 +10,9 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
-from typing import Annotated, TypeAlias, TypeVar
+from typing import Annotated, TypeAlias, TypeGuard, TypeVar
 from urllib.parse import parse_qs, urlsplit
 
 import durationpy
@@ -221,7 +222,7 @@ def _name(value: str, info: ValidationInfo) -> str:
 def _trust(value: object) -> bool | Path:
     if isinstance(value, bool):
         return value
-    if not isinstance(value, str | Path) or not Path(value).is_file():
+    if not _is_file(value):
         raise ValueError("must be true, false, or the path of an existing file of CA certificates")
     try:
         tls.context(Path(value))
@@ -232,9 +233,15 @@ def _trust(value: object) -> bool | Path:
 
 def _pem(value: object) -> Path:
     # What is no file is not named: it may be a key itself.
-    if isinstance(value, str | Path) and Path(value).is_file():
+    if _is_file(value):
         return Path(value)
     raise ValueError("must be the path of an existing PEM file")
+
+
+def _is_file(value: object) -> TypeGuard[str | Path]:
+    with suppress(OSError):  # a folder that may not be entered, a name too long
+        return isinstance(value, str | Path) and Path(value).is_file()
+    return False
 
 
 def _redis_url(value: object, _: object, info: ValidationInfo) -> SecretStr:
