@@ -21,6 +21,7 @@ from rich.text import Text
 from poller import app, brokers, settings, sim, tails, telemetry
 from poller.events import Event, JobEvent, decode
 from poller.sinks.redis import RedisSink
+from poller.terminal import plain
 from poller.vendors import BUILT_IN, load
 from poller.world import World
 
@@ -79,7 +80,8 @@ def line(event: Event, colours: Mapping[str, str]) -> Text:
         data = event.data
         text.append(f"{data.source:10} ", style="bold")
         text.append(f"{word:10}", style=colours[word])
-        text.append(f" {(data.job.name or data.job.id)[:32]:32} run {data.run.id[:24]}")
+        job, run_id = plain(data.job.name or data.job.id), plain(data.run.id)
+        text.append(f" {job[:32]:32} run {run_id[:24]}")
         if data.run.attempt > 1:
             text.append(f"  attempt {data.run.attempt}")
         marks = [name for name in ("snapshot", "inferred") if getattr(data, name)]
@@ -87,11 +89,11 @@ def line(event: Event, colours: Mapping[str, str]) -> Text:
             text.append(f"  {' '.join(marks)}", style="dim")
         if data.error:
             why = data.error.message.partition("\n")[0]
-            text.append(f"  {why[:60]}", style="red")
+            text.append(f"  {plain(why)[:60]}", style="red")
     else:
         text.append(f"{event.data.source:10} ", style="bold")
         text.append(f"{word:10}", style=colours[word])
-        text.append(f" {event.data.message or ''}")
+        text.append(f" {plain(event.data.message or '')}")
     return text
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import sys
 from collections.abc import Mapping
@@ -18,22 +19,29 @@ from prometheus_client import (
 )
 
 from poller import __version__
+from poller.terminal import plain, plain_json
 
 
 def configure_logs(stream: TextIO = sys.stderr, level: int = logging.INFO) -> None:
-    """Log keys, not sentences: pretty on a terminal, one JSON object a line otherwise."""
+    """Log keys, not sentences: pretty on a terminal, one JSON object a line otherwise.
+
+    What libraries log comes as lines of ours. Whatever vendors say, it forges no line, and a
+    terminal obeys none of it.
+    """
     shared: list[structlog.typing.Processor] = [
         structlog.contextvars.merge_contextvars,
         structlog.processors.add_log_level,
         structlog.processors.TimeStamper(fmt="iso", utc=True),
     ]
     if stream.isatty():
-        # the default shows local variables, and so secrets
-        plain = structlog.dev.plain_traceback
-        shared.append(structlog.dev.ConsoleRenderer(exception_formatter=plain))
+        shared.append(_plain)
+        shared.append(structlog.dev.ConsoleRenderer(exception_formatter=_plain_traceback))
     else:
         shared.append(structlog.processors.format_exc_info)
         shared.append(structlog.processors.JSONRenderer(serializer=_json))
+    root = logging.getLogger()
+    if not any(isinstance(handler, _Libraries) for handler in root.handlers):
+        root.addHandler(_Libraries())
     structlog.configure(
         processors=shared,
         wrapper_class=structlog.make_filtering_bound_logger(level),
@@ -42,12 +50,45 @@ def configure_logs(stream: TextIO = sys.stderr, level: int = logging.INFO) -> No
     )
 
 
+class _Libraries(logging.Handler):
+    """What libraries log, as lines of ours."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        structlog.get_logger().log(
+            record.levelno,
+            "library.said",
+            logger=record.name,
+            message=record.getMessage(),
+            exc_info=record.exc_info,
+        )
+
+
 def _json(entry: Mapping[str, Any], **_: object) -> str:
     """A log entry as JSON; one that JSON cannot hold must not end the daemon."""
     try:
-        return orjson.dumps(entry, default=repr).decode()
+        text = orjson.dumps(entry, default=repr).decode()
     except orjson.JSONEncodeError:
-        return orjson.dumps({key: repr(value) for key, value in entry.items()}).decode()
+        text = orjson.dumps({key: repr(value) for key, value in entry.items()}).decode()
+    return plain_json(text)
+
+
+def _plain(_logger: object, _level: str, entry: Mapping[str, Any]) -> dict[str, Any]:
+    """A log entry whose texts do nothing to a terminal; it shows other values by their repr."""
+    return {
+        plain(key): plain(value) if isinstance(value, str) else value
+        for key, value in entry.items()
+    }
+
+
+def _plain_traceback(stream: TextIO, error: structlog.typing.ExcInfo) -> None:
+    """A traceback, indented, so that no line of it looks like a line of the log.
+
+    structlog's default shows local variables, and so secrets.
+    """
+    text = io.StringIO()
+    structlog.dev.plain_traceback(text, error)
+    lines = text.getvalue().strip("\n").split("\n")
+    stream.write("".join(f"\n    {plain(line)}" for line in lines))
 
 
 class Metrics:

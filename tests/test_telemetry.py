@@ -44,7 +44,10 @@ class Terminal(io.StringIO):
 
 @pytest.fixture(autouse=True)
 def _as_before() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers = list(root.handlers)
     yield
+    root.handlers[:] = handlers
     structlog.reset_defaults()
 
 
@@ -127,6 +130,46 @@ def test_a_terminal_gets_no_json() -> None:
     [line] = stream.getvalue().splitlines()
     plain = re.sub(r"\x1b\[\d*m", "", line)
     assert re.search(r"\[info +\] poll\.failed +source=kylin-prod$", plain)
+
+
+HOSTILE = "x\n2026-01-01T00:00:00Z [error] forged\r\x1b[2J\x9b1m\x85\u2028\u202e\x7f"
+"""What a vendor may say: it ends lines, clears the terminal, and turns the direction of writing."""
+
+
+def test_nothing_that_a_vendor_says_forges_a_line_or_is_obeyed_by_a_terminal() -> None:
+    for stream in (io.StringIO(), Terminal()):
+        configure_logs(stream)
+        log = structlog.get_logger()
+        log.warning("state.unmapped", word=HOSTILE, **{HOSTILE: 1})
+        log.warning("state.unmapped", word="\x1b[2J", all=[HOSTILE], by={HOSTILE: HOSTILE})
+        try:
+            raise ValueError(HOSTILE)
+        except ValueError:
+            log.exception("parse.bug")
+        text = re.sub(r"\x1b\[\d+m", "", stream.getvalue())  # the renderer's own colours
+        lines = text.split("\n")
+        assert all(line.isprintable() for line in lines)
+        assert not [line for line in lines if line.startswith("2026-01-01")]
+        if not stream.isatty():
+            first, second, third = map(orjson.loads, text.splitlines())
+            assert (first["word"], second["all"]) == (HOSTILE, [HOSTILE])
+            assert HOSTILE in third["exception"]
+
+
+def test_what_a_library_logs_is_a_line_like_any_other() -> None:
+    stream = io.StringIO()
+    configure_logs(stream)
+    configure_logs(stream)
+    logging.getLogger("asyncio").error("Future exception\nwas %s retrieved", "never")
+    logging.getLogger("asyncio").debug("Using selector")
+    entry = orjson.loads(stream.getvalue())
+    assert entry.pop("timestamp")
+    assert entry == {
+        "event": "library.said",
+        "level": "error",
+        "logger": "asyncio",
+        "message": "Future exception\nwas never retrieved",
+    }
 
 
 def test_no_log_shows_what_a_failing_function_held() -> None:

@@ -12,6 +12,7 @@ from poller import __version__
 from poller.cli import daemon, reading, tools
 from poller.cli.common import err, out
 from poller.errors import PollerError, SettingsError
+from poller.terminal import plain
 
 cli = typer.Typer(
     name="poller",
@@ -51,10 +52,10 @@ def main() -> None:
         cli()
     except SettingsError as error:
         for problem in error.problems:
-            err.print(problem, markup=False)
+            err.print(plain(problem), markup=False)
         sys.exit(2)
     except PollerError as error:
-        err.print(str(error), markup=False)
+        err.print(plain(str(error)), markup=False)
         sys.exit(1)
     except BrokenPipeError:
         # Whoever read us has gone; Python must not complain about it at exit.

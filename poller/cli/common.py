@@ -19,6 +19,7 @@ from rich.console import Console
 from poller import settings
 from poller.runs import Ms
 from poller.settings import Settings
+from poller.terminal import plain, plain_json
 from poller.vendors import load, names
 from poller.wire import Options, Vendor
 
@@ -90,8 +91,16 @@ def settings_for(vendors: Mapping[str, Vendor], config: Path) -> Settings:
 
 def usage(sentence: str) -> NoReturn:
     """Say what is wrong with the arguments, and exit with 2."""
-    err.print(sentence, markup=False)
+    err.print(plain(sentence), markup=False)
     sys.exit(2)
+
+
+def print_json(document: bytes) -> None:
+    """Print JSON on a line of its own: these very bytes, unless a terminal might obey them."""
+    if sys.stdout.isatty():
+        document = plain_json(document.decode()).encode()
+    sys.stdout.buffer.write(document + b"\n")
+    sys.stdout.buffer.flush()
 
 
 def instant(text: str) -> Ms:

@@ -6,6 +6,7 @@ import asyncio
 import signal
 import sys
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -28,6 +29,7 @@ from poller.cli.common import (
 )
 from poller.errors import SettingsError
 from poller.settings import Settings
+from poller.terminal import plain
 from poller.wire import Vendor
 
 log = structlog.get_logger()
@@ -90,7 +92,10 @@ def check(
     if offline:
         out.print(f"{config}: fine ({len(loaded.sources)} sources)")
         return
-    findings = loop(_check(loaded, vendors))
+    findings = [
+        replace(finding, what=plain(finding.what), advice=plain(finding.advice))
+        for finding in loop(_check(loaded, vendors))
+    ]
     if not sys.stdout.isatty():
         for finding in findings:
             mark, advice = ("ok", "") if finding.ok else ("FAIL", finding.advice)

@@ -27,6 +27,7 @@ from poller.cli.common import (
     load_settings,
     loop,
     out,
+    print_json,
     usage,
 )
 from poller.demo import line
@@ -37,6 +38,7 @@ from poller.runs import Ms, State
 from poller.settings import Settings
 from poller.sinks.mqtt import MqttSink
 from poller.sinks.redis import RedisSink
+from poller.terminal import plain
 
 
 class SinkName(StrEnum):
@@ -96,8 +98,7 @@ async def _tail(
                 if pretty:
                     out.print(line(event, COLOURS))
                 else:
-                    sys.stdout.buffer.write(body + b"\n")
-                    sys.stdout.buffer.flush()
+                    print_json(body)
 
 
 @asynccontextmanager
@@ -156,14 +157,14 @@ def runs(
             job = run.job.name or run.job.id
             table.add_row(
                 name,
-                escape(job),
-                escape(run.run_id),
+                escape(plain(job)),
+                escape(plain(run.run_id)),
                 str(run.attempt),
                 f"[{colour}]{run.state}",
                 since,
             )
         else:
-            _print_json(_run_facts(name, condition, run))
+            print_json(orjson.dumps(_run_facts(name, condition, run)))
     if pretty:
         out.print(table if table.row_count else "no such runs")
 
@@ -203,10 +204,6 @@ async def _runs(loaded: Settings, sources: list[str]) -> list[tuple[str, Conditi
                 condition = await journal.condition(name)
                 found += [(name, condition, run) for run in await journal.runs(name)]
     return found
-
-
-def _print_json(value: object) -> None:
-    sys.stdout.buffer.write(orjson.dumps(value) + b"\n")
 
 
 def replay(
