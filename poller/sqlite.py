@@ -269,7 +269,8 @@ def translated(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError) as error:
         if _says_full(path, error):
             raise DiskFull(f"{path}: there is no room on its disk ({error})") from error
-        raise JournalError(f"{path}: {error}") from error
+        name = getattr(error, "sqlite_errorname", None)
+        raise JournalError(f"{path}: {error}" + (f" ({name})" if name else "")) from error
 
 
 def _says_full(path: Path, error: Exception) -> bool:

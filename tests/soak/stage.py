@@ -81,7 +81,7 @@ class Subscriber:
         while True:
             with suppress(aiomqtt.MqttError):
                 async with aiomqtt.Client("127.0.0.1", self._broker.port, timeout=2) as client:
-                    await client.subscribe(self._topic, qos=1)
+                    await client.subscribe(self._topic, qos=0)  # see _mqtt
                     self.listens.set()
                     async for message in client.messages:
                         self.received.append((str(message.topic), bytes(message.payload)))
@@ -221,6 +221,8 @@ class Stage:
 
     async def _keep(self, daemon: Daemon) -> None:
         code = await daemon.process.wait()
+        with (self._folder / "daemon.log").open("a", encoding="utf-8") as log:
+            log.write(daemon.text)
         async with self._changing:
             if self._daemon is daemon:  # nobody ended it
                 # It cannot start on a full disk, and says so; once started, it waits for room.
@@ -283,7 +285,11 @@ class Stage:
 
 
 def _mqtt(folder: Path) -> Broker:
-    """A broker that passes on at once what it acknowledges: what it queues dies with it."""
+    """A broker that passes on at once what it acknowledges: what it queues dies with it.
+
+    It is subscribed to with QoS 0: to acknowledge to a broker that has died ends the connection
+    before all was read that it had sent.
+    """
     try:
         brokers.mosquitto_program()
     except PollerError:
