@@ -269,8 +269,9 @@ def translated(path: Path) -> Iterator[None]:
     except (sqlite3.Error, OSError) as error:
         if _says_full(path, error):
             raise DiskFull(f"{path}: there is no room on its disk ({error})") from error
-        name = getattr(error, "sqlite_errorname", None)
-        raise JournalError(f"{path}: {error}" + (f" ({name})" if name else "")) from error
+        name = getattr(error, "sqlite_errorname", "")
+        said = f"{error} ({name})" if name.startswith("SQLITE_IOERR") else error
+        raise JournalError(f"{path}: {said}") from error
 
 
 def _says_full(path: Path, error: Exception) -> bool:
