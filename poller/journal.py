@@ -56,10 +56,14 @@ class Journal:
         path: the file.
         uuid: identity of this journal; another file is another journal.
         last_offset: of the newest committed event, 0 if there is none.
+        threads: name → who waits for a thread of it.
     """
 
     def __init__(self, path: Path, writer: Writer | None, reader: Reader) -> None:
         self.path = path
+        self.threads = {"journal reader": reader.waiting}
+        if writer is not None:
+            self.threads["journal writer"] = writer.waiting
         self._writer = writer
         self._query = reader.rows
         self._grown = asyncio.Event()

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import errno
 import fcntl
+import math
 import os
 import queue
 import sqlite3
@@ -42,11 +43,31 @@ class DiskFull(JournalError):
     """There is no room, or the quota is used up: nothing was written, and may be, later."""
 
 
+class Waiting:
+    """Who waits for a thread: its signs of life."""
+
+    def __init__(self) -> None:
+        self._since_s: dict[asyncio.Future[Any], float] = {}
+
+    def add(self, answer: asyncio.Future[Any]) -> None:
+        """Somebody waits for this answer from now on."""
+        self._since_s[answer] = asyncio.get_running_loop().time()
+        answer.add_done_callback(self._since_s.pop)
+
+    @property
+    def due_s(self) -> float:
+        """Since when the oldest question waits, by the loop's clock; infinity if there is none."""
+        return next(iter(self._since_s.values()), math.inf)
+
+
 class Writer:
     """The thread that writes: takes what has gathered, writes it in one transaction, answers.
 
     While the disk is full it waits for room, and all who have asked for something wait with it.
     After any other failure it writes nothing more: what follows may build on what is not there.
+
+    Attributes:
+        waiting: who waits for it.
     """
 
     def __init__(self, path: Path, db: sqlite3.Connection) -> None:
@@ -56,6 +77,7 @@ class Writer:
         self._failed: str | None = None
         self._stalled: str | None = None
         self._hurried = threading.Event()
+        self.waiting = Waiting()
         self._thread = threading.Thread(target=self._serve, name="journal", daemon=True)
         self._thread.start()
 
@@ -67,6 +89,7 @@ class Writer:
         """
         loop = asyncio.get_running_loop()
         done: asyncio.Future[T] = loop.create_future()
+        self.waiting.add(done)
         self._steps.put(_Step(work, loop, done))
         return done
 
@@ -173,9 +196,14 @@ class _Step:
 
 
 class Reader:
-    """A connection that only reads, and its thread."""
+    """A connection that only reads, and its thread.
+
+    Attributes:
+        waiting: who waits for it.
+    """
 
     def __init__(self, path: Path, db: sqlite3.Connection, thread: ThreadPoolExecutor) -> None:
+        self.waiting = Waiting()
         self._path = path
         self._db = db
         self._thread = thread
@@ -187,7 +215,9 @@ class Reader:
             JournalError: it cannot be read.
         """
         loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._thread, self.rows_now, sql, values)
+        answer = loop.run_in_executor(self._thread, self.rows_now, sql, values)
+        self.waiting.add(answer)
+        return await answer
 
     def rows_now(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
         """The same, for who can wait; not while others read."""

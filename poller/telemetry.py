@@ -157,6 +157,15 @@ class Metrics:
             buckets=(0.001, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 1, 5),
             registry=registry,
         )
+        self.relay_expired = Counter(
+            "poller_relay_expired_events",
+            "Events never delivered, since they got older than the sink keeps any",
+            ["sink", "source"],
+            registry=registry,
+        )
+        self.stuck_loops = Gauge(
+            "poller_stuck_loops", "Loops and threads that give no sign of life", registry=registry
+        )
         self._of_sources = (
             self.polls,
             self.poll_failures,
@@ -170,6 +179,7 @@ class Metrics:
             self.invalid_records,
             self.relay_lag_events,
             self.relay_lag_seconds,
+            self.relay_expired,
         )
         Gauge("poller_build_info", "Version of this daemon", ["version"], registry=registry).labels(
             __version__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import math
 import os
 import sqlite3
 import stat
@@ -123,6 +124,18 @@ async def test_a_caller_that_gives_up_undoes_nothing(writer: Writer, path: Path)
         written.cancel()
     await writer.run(note("b"))
     assert notes(path) == ["a", "b"]
+
+
+async def test_the_writer_is_due_since_the_oldest_question_that_waits(writer: Writer) -> None:
+    loop = asyncio.get_running_loop()
+    assert writer.waiting.due_s == math.inf
+    with held(writer):
+        since_s = writer.waiting.due_s
+        assert since_s <= loop.time()
+        later = writer.run(note("a"))
+        assert writer.waiting.due_s == since_s
+    await later
+    assert writer.waiting.due_s == math.inf
 
 
 def test_a_loop_that_has_ended_undoes_nothing(path: Path) -> None:

@@ -30,7 +30,9 @@ FAMILIES = {
     "relay_lag_events": ("gauge", {"sink", "source"}),
     "relay_lag_seconds": ("gauge", {"sink", "source"}),
     "relay_failures": ("counter", {"sink"}),
+    "relay_expired_events": ("counter", {"sink", "source"}),
     "loop_lag_seconds": ("histogram", set()),
+    "stuck_loops": ("gauge", set()),
     "build_info": ("gauge", {"version"}),
 }
 
@@ -67,6 +69,7 @@ def used() -> Metrics:
         metrics.invalid_records.labels(source).inc()
         metrics.relay_lag_events.labels("redis", source).set(3)
         metrics.relay_lag_seconds.labels("redis", source).set(0.5)
+        metrics.relay_expired.labels("redis", source).inc()
     metrics.relay_failures.labels("redis").inc()
     metrics.loop_lag.observe(0.002)
     return metrics
@@ -197,7 +200,7 @@ def test_what_is_below_the_level_is_not_written() -> None:
 # Metrics
 
 
-def test_the_metrics_are_those_of_the_contract() -> None:
+def test_the_metrics_are_those_of_the_contract_and_two_more() -> None:
     text = generate_latest(used().registry).decode()
     families = list(text_string_to_metric_families(text))
     assert {
