@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from random import Random
@@ -12,6 +14,7 @@ import structlog
 from poller.errors import EventRejected, SinkUnavailable
 from poller.events import Recorded
 from poller.journal import Journal
+from poller.liveness import SILENT_S
 from poller.runs import Ms
 from poller.sinks import Connection, Sink
 from poller.telemetry import Metrics
@@ -22,6 +25,8 @@ _BATCH = 500
 _BACKOFF_CAP_S = 15.0
 _PING_S = 2.0
 """An idle connection is tried so often: a dead broker shows in `/readyz` within 5 s."""
+_STEP_S = 300.0
+"""No step takes longer, however broken or slow the broker: every sink has its timeouts."""
 
 
 class Relay:
@@ -31,6 +36,7 @@ class Relay:
         cursor: everything up to this offset is delivered, as far as we know.
         trouble: why nothing is delivered at present, or None.
         alive_s: when the broker last answered, by the loop's clock.
+        due_s: when the present step must have come to an end, by the loop's clock.
     """
 
     def __init__(
@@ -46,6 +52,10 @@ class Relay:
         self.cursor = 0
         self.trouble: str | None = "not connected yet"
         self.alive_s = 0.0
+        self.due_s = math.inf
+        self._behind = False
+        self._reached = 0
+        self._expired: dict[str, int] = {}
         self._failures = 0
         self._moved = asyncio.Event()
         self._sink = sink
@@ -62,6 +72,7 @@ class Relay:
         """
         self._at(await self._journal.cursor(self.name))
         while True:
+            self._step()
             try:
                 async with self._sink.connect() as connection:
                     self._at(await self._resume(connection))
@@ -92,6 +103,34 @@ class Relay:
             for source, (count, oldest_ms) in lags.items()
         }
 
+    async def complaint(self, retention_s: float, *, excused: bool = False) -> str | None:
+        """Why the sink does not get its events as it should, in a sentence; None if it does.
+
+        Args:
+            retention_s: how long the journal keeps what is delivered.
+            excused: if nothing goes on, it is for other reasons.
+        """
+        trouble = self.trouble
+        silent_s = asyncio.get_running_loop().time() - self.alive_s
+        if trouble is None and silent_s > SILENT_S and not excused:
+            trouble = f"nothing delivered for {silent_s:.0f} s"
+        count, age_s = await self.lag()
+        behind = age_s > retention_s
+        if trouble is None and not behind:
+            return None
+        kept = ", older than poller.retention: the journal grows" if behind else ""
+        return f"{self.name}: {trouble or 'behind'} ({count} events wait, {age_s:.0f} s{kept})"
+
+    async def look_back(self, retention_s: float) -> None:
+        """Warn, once, if undelivered events keep the journal from forgetting what it should."""
+        count, age_s = await self.lag()
+        behind = age_s > retention_s
+        if behind and not self._behind:
+            log.warning(
+                "relay.behind_retention", sink=self.name, undelivered=count, age_s=round(age_s)
+            )
+        self._behind = behind
+
     async def _resume(self, connection: Connection) -> int:
         """The offset to go on from: what the broker remembers, else what the journal does."""
         # Taken first: what is committed while we ask must not be passed over.
@@ -114,6 +153,7 @@ class Relay:
 
     async def _deliver(self, connection: Connection) -> None:
         while True:
+            self._step()
             batch = await self._journal.read(self.cursor, _BATCH)
             if batch:
                 await self._send(connection, batch)
@@ -124,7 +164,7 @@ class Relay:
     async def _send(self, connection: Connection, batch: Sequence[Recorded]) -> None:
         """Hand over a batch, or its start; the cursor moves behind what is delivered or buried."""
         try:
-            await connection.send(batch)
+            delivered = await self._hand_over(connection, batch)
         except EventRejected as error:
             event, reason = batch[error.delivered], str(error)
             await self._journal.bury(self.name, event, reason)
@@ -137,7 +177,25 @@ class Relay:
                 await self._move(batch[error.delivered - 1].offset)
             raise
         else:
-            await self._move(batch[-1].offset)
+            await self._move(batch[delivered - 1].offset)
+
+    async def _hand_over(self, connection: Connection, batch: Sequence[Recorded]) -> int:
+        try:
+            return await connection.send(batch)
+        finally:
+            self._count_expired(connection.expired)
+
+    def _count_expired(self, events: Sequence[Recorded]) -> None:
+        """Tell of events that a sink has passed over: once, and not of those it once had."""
+        lost = [
+            event
+            for event in events
+            if event.offset > max(self._reached, self._expired.get(event.source, 0))
+        ]
+        for source, count in Counter(event.source for event in lost).items():
+            log.warning("events.expired", sink=self.name, source=source, count=count)
+            self._metrics.relay_expired.labels(self.name, source).inc(count)
+        self._expired.update((event.source, event.offset) for event in lost)
 
     async def _move(self, offset: int) -> None:
         await self._journal.advance(self.name, offset)
@@ -145,6 +203,7 @@ class Relay:
 
     def _at(self, offset: int) -> None:
         self.cursor = offset
+        self._reached = max(self._reached, offset)
         self.alive_s = asyncio.get_running_loop().time()
         self._moved.set()
         self._moved = asyncio.Event()
@@ -157,6 +216,9 @@ class Relay:
                 return
         await connection.send([])
         self.alive_s = asyncio.get_running_loop().time()
+
+    def _step(self) -> None:
+        self.due_s = asyncio.get_running_loop().time() + _STEP_S
 
     def _failed(self, trouble: str) -> None:
         self._failures += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -21,6 +22,7 @@ from poller.telemetry import Metrics
 pytestmark = pytest.mark.looptime
 
 NOW_MS = 1_000_000
+DAY_S = 86_400.0
 
 Answer = Callable[[Sequence[Recorded]], Awaitable[int]]
 
@@ -37,6 +39,7 @@ class Broker:
         remembered: offsets by source, if it remembers itself.
         connections: how often somebody connected.
         open: how many are connected now.
+        expired: what it has passed over of the last batch.
     """
 
     name = "memory"
@@ -50,6 +53,7 @@ class Broker:
         self.remembered: dict[str, int] | None = {} if remembers else None
         self.connections = 0
         self.open = 0
+        self.expired: list[Recorded] = []
         self._changed = asyncio.Event()
 
     @asynccontextmanager
@@ -403,6 +407,72 @@ async def test_an_idle_connection_that_is_dead_is_noticed_and_opened_again(
     assert broker.taken == sequences(1, 1)
 
 
+# Brokers that are slow, or do not answer at all
+
+
+def takes_only(count: int) -> Callable[[Broker], Answer]:
+    """Takes the first few, and is content."""
+
+    def of(broker: Broker) -> Answer:
+        async def answer(batch: Sequence[Recorded]) -> int:
+            return broker.take(batch[:count])
+
+        return answer
+
+    return of
+
+
+async def test_a_slow_broker_that_takes_only_a_part_gets_the_rest_next(
+    relay: Relay, journal: Journal, broker: Broker
+) -> None:
+    broker.answers = [takes_only(count)(broker) for count in (3, 1, 4)]
+    await commit(journal, 1, 10)
+    async with running(relay):
+        await broker.until(lambda: len(broker.batches) == 2)
+        assert await journal.cursor("memory") == relay.cursor == 3
+        await relay.drained()
+    assert broker.taken == sequences(1, 10)
+    assert broker.batches[:4] == [10, 7, 6, 2]
+
+
+async def test_a_send_that_never_ends_is_complained_of_within_five_seconds_and_then_stuck(
+    relay: Relay, journal: Journal, broker: Broker
+) -> None:
+    async def never(_batch: Sequence[Recorded]) -> int:
+        await asyncio.Event().wait()
+        return 0
+
+    loop = asyncio.get_running_loop()
+    async with running(relay):
+        await broker.until(lambda: 0 in broker.batches)
+        assert relay.due_s > loop.time()
+        broker.answers = [never]
+        await commit(journal, 1, 3, at_ms=NOW_MS - 1000)
+        await broker.until(lambda: 3 in broker.batches)
+        await asyncio.sleep(4.6)
+        complaint = str(await relay.complaint(DAY_S))
+        assert re.fullmatch(
+            r"memory: nothing delivered for [5-7] s \(3 events wait, 1 s\)", complaint
+        )
+        assert await relay.complaint(DAY_S, excused=True) is None
+        await asyncio.sleep(300)
+        assert relay.due_s < loop.time()
+
+
+async def test_a_relay_that_waits_for_a_broken_broker_is_not_stuck(
+    relay: Relay, journal: Journal, broker: Broker
+) -> None:
+    broker.refusals = ["away"] * 1000
+    await commit(journal, 1)
+    loop = asyncio.get_running_loop()
+    async with running(relay):
+        while loop.time() < 3600:
+            await asyncio.sleep(1)
+            assert relay.due_s > loop.time()
+        assert await relay.complaint(DAY_S) == "memory: away (1 events wait, 0 s)"
+    assert broker.connections > 100
+
+
 # Events that can never go
 
 
@@ -580,3 +650,125 @@ async def test_it_is_not_drained_before_everything_is_delivered(
         assert not drained.done()
         await drained
     assert broker.taken == sequences(1, 5)
+
+
+async def test_events_older_than_the_journal_keeps_any_are_warned_of_once_and_complained_of(
+    relay: Relay, journal: Journal, broker: Broker
+) -> None:
+    await commit(journal, 1, 3, at_ms=NOW_MS - 61_000)
+    await commit(journal, 4, 5)
+    broker.refusals = ["away"]
+    with capture_logs() as logs:
+        await relay.look_back(61)
+        assert logs == []
+        for _ in range(3):
+            await relay.look_back(60)
+    [log] = logs
+    assert log["event"] == "relay.behind_retention"
+    assert (log["sink"], log["undelivered"], log["age_s"]) == ("memory", 5, 61)
+    complaint = await relay.complaint(60)
+    assert complaint == (
+        "memory: not connected yet "
+        "(5 events wait, 61 s, older than poller.retention: the journal grows)"
+    )
+    async with running(relay):
+        await relay.drained()
+        await relay.look_back(60)
+        await broker.until(lambda: broker.batches[-1] == 0)
+        assert await relay.complaint(60) is None
+    with capture_logs() as logs:
+        await commit(journal, 6, at_ms=NOW_MS - 90_000)
+        await relay.look_back(60)
+    assert [log["event"] for log in logs] == ["relay.behind_retention"]
+
+
+async def test_a_broker_that_catches_up_from_far_behind_is_complained_of_until_it_has(
+    relay: Relay, journal: Journal, broker: Broker
+) -> None:
+    complaints = []
+
+    async def answer(batch: Sequence[Recorded]) -> int:
+        await journal.settled()
+        complaints.append(await relay.complaint(60, excused=True))
+        return broker.take(batch)
+
+    broker.answers = [answer] * 2
+    async with running(relay):
+        await broker.until(lambda: 0 in broker.batches)
+        await commit(journal, 1, 600, at_ms=NOW_MS - 61_000)
+        await relay.drained()
+        assert await relay.complaint(60) is None
+    kept = "older than poller.retention: the journal grows"
+    assert complaints == [
+        f"memory: behind (600 events wait, 61 s, {kept})",
+        f"memory: behind (100 events wait, 61 s, {kept})",
+    ]
+
+
+# Events too old for the broker
+
+
+def expires(count: int, then: Callable[[Broker], Answer] | None = None) -> Callable[..., Answer]:
+    """Passes the first few over, and does `then` with the batch."""
+
+    def of(broker: Broker) -> Answer:
+        async def answer(batch: Sequence[Recorded]) -> int:
+            broker.expired = list(batch[:count])
+            return await then(broker)(batch) if then else broker.take(batch)
+
+        return answer
+
+    return of
+
+
+def expired(metrics: Metrics, source: str = "a") -> float:
+    labels = {"sink": "memory", "source": source}
+    value = metrics.registry.get_sample_value("poller_relay_expired_events_total", labels)
+    return value or 0.0
+
+
+async def test_events_that_a_broker_has_passed_over_are_told_and_counted_by_source(
+    relay: Relay, journal: Journal, broker: Broker, metrics: Metrics
+) -> None:
+    await commit(journal, 1, 2)
+    await commit(journal, 1, 3, source="b")
+    await commit(journal, 3, 9)
+    broker.answers = [expires(6)(broker), expires(0)(broker)]
+    with capture_logs() as logs:
+        async with running(relay):
+            await relay.drained()
+            await commit(journal, 10)
+            await relay.drained()
+    assert [
+        (log["sink"], log["source"], log["count"])
+        for log in logs
+        if log["event"] == "events.expired"
+    ] == [("memory", "a", 3), ("memory", "b", 3)]
+    assert (expired(metrics, "a"), expired(metrics, "b")) == (3, 3)
+
+
+async def test_what_is_passed_over_again_after_a_failure_is_counted_once(
+    relay: Relay, journal: Journal, broker: Broker, metrics: Metrics
+) -> None:
+    await commit(journal, 1, 9)
+    broker.answers = [
+        expires(4, fails("away"))(broker),
+        expires(5, fails("away"))(broker),
+        expires(5, fails("away", 2))(broker),
+        expires(5)(broker),
+    ]
+    async with running(relay):
+        await relay.drained()
+    assert expired(metrics) == 7  # of the last batch, which begins with the third event, 6 and 7
+
+
+async def test_what_a_broker_once_had_and_is_too_old_to_be_filled_again_is_no_loss(
+    remembering: Broker, journal: Journal, metrics: Metrics, random: Longest
+) -> None:
+    await commit(journal, 7, 8)
+    remembering.answers = [expires(10)(remembering)]
+    relay = Relay(remembering, journal, metrics, now_ms=lambda: NOW_MS, random=random)
+    async with running(relay):
+        await remembering.until(lambda: remembering.batches[-1:] == [0])
+    assert remembering.batches[0] == 11
+    assert (expired(metrics, "a"), expired(metrics, "b")) == (1, 0)

@@ -21,6 +21,13 @@ from poller.events import Recorded
 class Connection(Protocol):
     """An open way to a broker, used by one task; of no more use after `SinkUnavailable`."""
 
+    @property
+    def expired(self) -> Sequence[Recorded]:
+        """Which events the last `send`, even a failed one, passed over, counted as delivered.
+
+        They are older than the broker is to keep any.
+        """
+
     async def cursors(self, sources: Sequence[str]) -> Mapping[str, int] | None:
         """What the broker itself remembers as delivered: source → journal offset, 0 for nothing.
 

@@ -183,7 +183,7 @@ async def test_another_poller_with_the_same_source_is_called_so(
             await connection.send([recorded(2)])
 
 
-async def test_events_older_than_the_retention_are_skipped_and_count_as_delivered(
+async def test_events_older_than_the_retention_are_passed_over_told_and_count_as_delivered(
     redis_broker: Broker, server: redis.Redis, recorded: Any
 ) -> None:
     sink = RedisSink(redis_broker.url, journal="journal-1", retention_s=3600)
@@ -191,10 +191,26 @@ async def test_events_older_than_the_retention_are_skipped_and_count_as_delivere
     old = [recorded(offset, at_ms=now_ms - 3_700_000) for offset in (1, 2)]
     young = [recorded(offset, at_ms=now_ms - 3_500_000) for offset in (3, 4)]
     async with sink.connect() as connection:
-        assert await connection.send(old) == 2
-        assert await connection.cursors(["s"]) == {"s": 2}
+        assert await connection.send(old[:1]) == 1
+        assert connection.expired == old[:1]
+        assert await connection.cursors(["s"]) == {"s": 1}
         assert await connection.send(old + young) == 4
+        assert connection.expired == old[1:]
+        assert await connection.send(old + young) == 4
+        assert connection.expired == []
     assert entries(server) == bodies(young)
+
+
+async def test_what_is_passed_over_is_told_though_the_rest_of_the_batch_fails(
+    redis_broker: Broker, server: redis.Redis, recorded: Any
+) -> None:
+    sink = RedisSink(redis_broker.url, journal="journal-1", retention_s=3600)
+    old = recorded(1, at_ms=time.time_ns() // 1_000_000 - 3_700_000)
+    async with sink.connect() as connection:
+        server.set(stream_key("b"), "no stream")
+        with pytest.raises(SinkUnavailable):
+            await connection.send([old, recorded(2, "b")])
+        assert connection.expired == [old]
 
 
 async def test_entries_older_than_the_retention_are_trimmed(

@@ -165,8 +165,11 @@ class MqttConnection:
         suspicious: the broker ended a connection over one of several messages in flight, so they
             are sent one by one until it is found, or a batch has passed.
     """
+        expired: none: MQTT keeps no events.
 
     def __init__(self, link: Link, prefix: str, expiry_s: int, suspicious: bool) -> None:
+    expired: Sequence[Recorded] = ()
+
         self.suspicious = suspicious
         self._link = link
         self._prefix = prefix

@@ -153,7 +153,11 @@ class RedisSink:
 
 
 class RedisConnection:
-    """An open way to Redis; what it remembers itself is the truth about what it has."""
+    """An open way to Redis; what it remembers itself is the truth about what it has.
+
+    Attributes:
+        expired: events of the last batch that are older than the retention.
+    """
 
     def __init__(
         self,
@@ -169,6 +173,7 @@ class RedisConnection:
         self._journal = journal
         self._retention_ms = retention_ms
         self._max_events = max_events
+        self.expired: list[Recorded] = []
         self._seen: dict[str, int] = {}
         self._listed: set[str] = set()
 
@@ -189,7 +194,7 @@ class RedisConnection:
     async def send(self, batch: Sequence[Recorded]) -> int:
         """Append what Redis does not have yet; an empty batch asks for a sign of life.
 
-        Events older than the retention are not appended, and count as delivered.
+        Events older than the retention are not appended, and count as delivered: see `expired`.
 
         Returns:
             The length of the batch.
@@ -197,6 +202,7 @@ class RedisConnection:
         Raises:
             SinkUnavailable: Redis is away, refuses, or has lost what it had.
         """
+        self.expired = []
         if not batch:
             async with self._asking():
                 await self._client.execute_command("PING")
@@ -264,6 +270,8 @@ class RedisConnection:
             if event.at_ms >= oldest_ms:
                 call.entries += (event.type, event.body)
                 call.bytes += len(event.body)
+            else:
+                self.expired.append(event)
         return calls
 
     async def _run(self, calls: Sequence[_Call]) -> list[Any]:
