@@ -258,9 +258,9 @@ async def _replay(
         async with sink.connect() as connection:
             while batch := await journal.read(offset, 500, source=source):
                 if isinstance(sink, MqttSink):
-                    await connection.send(batch)
+                    sent = await connection.send(batch)
                 else:
-                    await connection.append_again(batch)  # type: ignore[attr-defined]  # Redis has it
-                offset = batch[-1].offset
-                count += len(batch)
+                    sent = await connection.append_again(batch)  # type: ignore[attr-defined]  # Redis has it
+                offset = batch[sent - 1].offset
+                count += sent
     return count

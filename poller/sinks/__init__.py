@@ -41,7 +41,8 @@ class Connection(Protocol):
         """Deliver events of any sources, in journal order; an empty batch asks for a sign of life.
 
         Returns:
-            How many from the batch's start are delivered for sure: all.
+            How many from the batch's start are delivered for sure: one at least, all where that
+            does not take long.
 
         Raises:
             SinkUnavailable: the broker is away or refuses; the first `delivered` are delivered.

@@ -8,7 +8,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -36,12 +37,14 @@ def prefix() -> str:
 
 def sink_of(broker: Broker, prefix: str, **options: Any) -> MqttSink:
     about: dict[str, Any] = {"instance": prefix, "version": "1.0", "since": "2026-01-01T00:00:00Z"}
-    return MqttSink(broker.url, **(about | {"topic_prefix": prefix} | options))
+    return MqttSink(**({"url": broker.url} | about | {"topic_prefix": prefix} | options))
 
 
 async def deliver(sink: MqttSink, events: Sequence[Recorded]) -> None:
     async with sink.connect() as connection:
-        await connection.send(events)
+        sent = 0
+        while sent < len(events):
+            sent += await connection.send(events[sent:])
 
 
 async def refused(sink: MqttSink, events: Sequence[Recorded] = ()) -> str:
@@ -397,6 +400,52 @@ async def test_no_more_messages_are_in_flight_than_the_broker_allows(
         await connection.send([recorded(offset) for offset in range(1, 51)])
     assert max(flying) == 3
     assert WINDOW > 3
+
+
+async def test_a_slow_broker_is_given_no_more_than_it_takes_in_a_while(
+    mosquitto: Broker, prefix: str, recorded: Any, listen: Any
+) -> None:
+    batch = [recorded(offset, job_id=f"j{offset % 7}") for offset in range(1, 501)]
+    at_once = asyncio.Event()
+    async with (
+        slowly(mosquitto.port, at_once) as url,
+        listen(mosquitto, f"{prefix}/+/+/events/+") as inbox,
+        sink_of(mosquitto, prefix, url=url).connect() as connection,
+    ):
+        first = await connection.send(batch)
+        assert 0 < first < 500
+        expected = [event.body for event in batch]
+        await inbox.until(lambda messages: len(messages) >= first)
+        assert inbox.bodies() == expected[:first]
+        at_once.set()
+        sent = first
+        while sent < 500:
+            sent += await connection.send(batch[sent:])
+        await inbox.until(lambda messages: len(messages) == 500)
+        assert inbox.bodies() == expected
+
+
+@asynccontextmanager
+async def slowly(port: int, at_once: asyncio.Event) -> AsyncIterator[str]:
+    """A way to a broker on which every answer takes a while, until it need not."""
+
+    async def give(
+        reader: asyncio.StreamReader, writer: asyncio.StreamWriter, wait_s: float = 0
+    ) -> None:
+        with suppress(ConnectionError):
+            while data := await reader.read(65_536):
+                if not at_once.is_set():
+                    await asyncio.sleep(wait_s)
+                writer.write(data)
+                await writer.drain()
+        writer.close()
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        answers, questions = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(give(reader, questions), give(answers, writer, 0.2))
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        yield f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
 
 
 async def test_an_event_larger_than_the_broker_takes_is_rejected_and_the_others_go_on(

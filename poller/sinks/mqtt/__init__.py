@@ -33,6 +33,7 @@ _MAX_TOPIC_BYTES: Final = 65_535
 _MAX_HEAD_BYTES: Final = 128  # of a PUBLISH packet, without its topic
 _MAX_EXPIRY_S: Final = 2**32 - 1
 _GOODBYE_S: Final = 1.0
+_AT_ONCE_S: Final = 1.0  # a slow broker is given no more than this takes, so that the cursor moves
 _VERSIONS: Final[Mapping[str, tuple[ProtocolVersion, ...]]] = {
     "auto": (ProtocolVersion.V5, ProtocolVersion.V311),
     "5": (ProtocolVersion.V5,),
@@ -188,18 +189,18 @@ class MqttConnection:
         The state of a job is published once, for its last event in the batch.
 
         Returns:
-            The length of the batch.
+            How many have been acknowledged: all but where the broker is slow.
 
         Raises:
             SinkUnavailable: the broker is away or refuses.
             EventRejected: an event has a topic, a size or content that cannot be published.
         """
         messages, end, why = self._plan(batch)
-        await self._publish(messages, end)
+        done = await self._publish(messages, end)
         self.suspicious = self.suspicious and not messages
-        if why:
+        if why and done == end:
             raise EventRejected(why, end)
-        return end
+        return done
 
     async def tell(self, topic: str, body: bytes) -> None:
         """Publish one retained message.
@@ -249,9 +250,13 @@ class MqttConnection:
             return base, "the event is larger than the broker takes"
         return base, None
 
-    async def _publish(self, messages: Sequence[Message], end: int) -> None:
-        """Publish and wait for every acknowledgement; `end` is the place after the last event."""
-        link, sent = self._link, 0
+    async def _publish(self, messages: Sequence[Message], end: int) -> int:
+        """Publish and wait for every acknowledgement; `end` is the place after the last event.
+
+        Gives the place after the last event that was published.
+        """
+        link, sent, loop = self._link, 0, asyncio.get_running_loop()
+        enough_s = loop.time() + _AT_ONCE_S
         window = 1 if self.suspicious else self._window
         link.refused.clear()
         try:
@@ -259,7 +264,8 @@ class MqttConnection:
             for message in messages:
                 while len(link.unacknowledged) >= window:
                     await link.news()
-                if link.refused:
+                another = sent > 0 and message.place > messages[sent - 1].place
+                if link.refused or (another and loop.time() > enough_s):
                     break
                 link.put(message)
                 sent += 1
@@ -280,6 +286,7 @@ class MqttConnection:
             raise kind(link.explain(aiomqtt.MqttCodeError(reason), "it refuses the event"), place)
 
 
+        return messages[sent].place if sent < len(messages) else end
 def encoded(job_id: str) -> str:
     """A job id as one level of a topic."""
     return _TO_ENCODE.sub(lambda found: quote(found[0], safe=""), job_id)
