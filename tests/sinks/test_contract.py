@@ -6,7 +6,7 @@ import asyncio
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 from uuid import uuid4
@@ -202,8 +202,9 @@ async def test_a_broker_that_freezes_and_dies_while_it_is_sent_to_loses_nothing(
     assert of_each_source(bodies, batch) == in_order(batch)
 
 
+@pytest.mark.parametrize("count", [0, 10])
 async def test_a_broker_that_only_freezes_is_given_up_after_the_timeout(
-    case: Case, batch: list[Recorded]
+    case: Case, batch: list[Recorded], count: int
 ) -> None:
     async with case.sink(timeout_s=0.3).connect() as connection:
         assert case.broker.pid is not None
@@ -211,7 +212,22 @@ async def test_a_broker_that_only_freezes_is_given_up_after_the_timeout(
         try:
             async with asyncio.timeout(10):
                 with pytest.raises(SinkUnavailable, match=r"answer|acknowledge"):
-                    await connection.send(batch[:10])
+                    await connection.send(batch[:count])
+        finally:
+            os.kill(case.broker.pid, signal.SIGCONT)
+
+
+async def test_leaving_a_broker_that_is_frozen_comes_to_an_end(
+    case: Case, batch: list[Recorded]
+) -> None:
+    async with AsyncExitStack() as stack:
+        connection = await stack.enter_async_context(case.sink(timeout_s=0.3).connect())
+        await send_all(connection, batch[:10])
+        assert case.broker.pid is not None
+        os.kill(case.broker.pid, signal.SIGSTOP)
+        try:
+            async with asyncio.timeout(10):
+                await stack.aclose()
         finally:
             os.kill(case.broker.pid, signal.SIGCONT)
 
@@ -282,6 +298,15 @@ async def test_a_port_where_nothing_listens_is_called_so(case: Case) -> None:
         await connect(case.sink(brokers.free_port()))
 
 
+async def send_all(connection: Connection, batch: list[Recorded]) -> None:
+    """Send as the relay does: what a slow broker is not given at once is sent next."""
+    while batch:
+        sent = await connection.send(batch)
+        assert 0 < sent <= len(batch)
+        assert not connection.expired
+        batch = batch[sent:]
+
+
 async def send_until_it_breaks(sink: Sink, batch: list[Recorded], proxy: Proxy, after: int) -> int:
     """Send in parts; how much was delivered for sure."""
     delivered = 0
@@ -298,15 +323,6 @@ async def send_until_it_breaks(sink: Sink, batch: list[Recorded], proxy: Proxy, 
 
 async def sign_of_death(connection: Connection) -> None:
     async with asyncio.timeout(10):
-async def send_all(connection: Connection, batch: list[Recorded]) -> None:
-    """Send as the relay does: what a slow broker is not given at once is sent next."""
-    while batch:
-        sent = await connection.send(batch)
-        assert 0 < sent <= len(batch)
-        assert not connection.expired
-        batch = batch[sent:]
-
-
         while True:
             await connection.send([])
             await asyncio.sleep(0)

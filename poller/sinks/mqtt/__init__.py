@@ -165,12 +165,12 @@ class MqttConnection:
     Attributes:
         suspicious: the broker ended a connection over one of several messages in flight, so they
             are sent one by one until it is found, or a batch has passed.
-    """
         expired: none: MQTT keeps no events.
+    """
 
-    def __init__(self, link: Link, prefix: str, expiry_s: int, suspicious: bool) -> None:
     expired: Sequence[Recorded] = ()
 
+    def __init__(self, link: Link, prefix: str, expiry_s: int, suspicious: bool) -> None:
         self.suspicious = suspicious
         self._link = link
         self._prefix = prefix
@@ -184,7 +184,7 @@ class MqttConnection:
         """None: a broker does not tell what it was given."""
 
     async def send(self, batch: Sequence[Recorded]) -> int:
-        """Publish events; an empty batch asks whether the connection still stands.
+        """Publish events; an empty batch asks for a sign of life.
 
         The state of a job is published once, for its last event in the batch.
 
@@ -261,6 +261,8 @@ class MqttConnection:
         link.refused.clear()
         try:
             link.check()
+            if not messages:
+                link.ping(f"{self._prefix}/_poller")
             for message in messages:
                 while len(link.unacknowledged) >= window:
                     await link.news()
@@ -284,9 +286,9 @@ class MqttConnection:
             place, reason = min(link.refused.items())
             kind = EventRejected if reason.value in _OF_ONE_MESSAGE else SinkUnavailable
             raise kind(link.explain(aiomqtt.MqttCodeError(reason), "it refuses the event"), place)
-
-
         return messages[sent].place if sent < len(messages) else end
+
+
 def encoded(job_id: str) -> str:
     """A job id as one level of a topic."""
     return _TO_ENCODE.sub(lambda found: quote(found[0], safe=""), job_id)

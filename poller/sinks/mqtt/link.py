@@ -113,8 +113,18 @@ class Link(aiomqtt.Client):
             raise aiomqtt.MqttCodeError(info.rc)
         self.unacknowledged[info.mid] = place
 
+    def ping(self, topic: str) -> None:
+        """Ask for a sign of life: a subscription that there never was is taken back.
+
+        MQTT's own ping is paho's, which does not tell of the answer.
+        """
+        result, mid = self._client.unsubscribe(topic)
+        if mid is None:
+            raise aiomqtt.MqttCodeError(result)
+        self.unacknowledged[mid] = 0
+
     async def news(self) -> None:
-        """Wait until something has been acknowledged."""
+        """Wait until something has been acknowledged or answered."""
         self._changed.clear()
         self.check()
         try:
@@ -189,6 +199,17 @@ class Link(aiomqtt.Client):
         place = self.unacknowledged.pop(mid, None)
         if place is not None and reason_code.is_failure:
             self.refused.setdefault(place, reason_code)
+        self._changed.set()
+
+    def _on_unsubscribe(
+        self,
+        _client: paho.Client,
+        _userdata: object,
+        mid: int,
+        _reason_codes: list[ReasonCode],
+        _properties: Properties | None = None,
+    ) -> None:
+        self.unacknowledged.pop(mid, None)
         self._changed.set()
 
     def _on_disconnect(
