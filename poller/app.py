@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random, SystemRandom
 
+from typing import Any
 import structlog
 
 from poller import __version__, fetch, web
@@ -52,11 +53,13 @@ class Signals:
         reload: put settings here to change the sources.
         started: set once everything has been started; `url` is where HTTP is served, if it is.
     """
+        hurry: set it to drain no longer.
 
     stop: asyncio.Event = field(default_factory=asyncio.Event)
     reload: asyncio.Queue[Settings] = field(default_factory=asyncio.Queue)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     url: str | None = None
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True)
@@ -104,7 +107,7 @@ class Daemon:
             others.append(outer.create_task(self._maintain(), name="maintenance"))
             others.append(outer.create_task(self._feel(), name="loop lag"))
             await self._poll(signals)
-            await self._drain()
+            await self._drain(signals)
             for task in others:
                 task.cancel()
 
@@ -133,16 +136,31 @@ class Daemon:
             for running in self._running.values():
                 running.task.cancel()
 
-    async def _drain(self) -> None:
+    async def _drain(self, signals: Signals) -> None:
+        """Wait until everything is delivered, for no longer than the settings or a signal allow."""
+        drained = asyncio.create_task(self._drained(), name="drain")
+        hurried = asyncio.create_task(signals.hurry.wait(), name="hurry")
+        waits: list[asyncio.Task[Any]] = [drained, hurried]
         try:
-            async with asyncio.timeout(self._settings.poller.drain_s):
-                await self._journal.settled()  # what a poll was writing when it was ended
-                await asyncio.gather(*(relay.drained() for relay in self.relays))
-        except TimeoutError:
+            ended, _ = await asyncio.wait(
+                waits,
+                timeout=self._settings.poller.drain_s,
+                return_when=asyncio.FIRST_COMPLETED,
+            )
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if drained in ended:
+            drained.result()
+            log.info("poller.drained")
+        else:
             lags = {relay.name: (await relay.lag())[0] for relay in self.relays}
             log.warning("poller.not_drained", undelivered=lags)
-        else:
-            log.info("poller.drained")
+
+    async def _drained(self) -> None:
+        await self._journal.settled()  # what a poll was writing when it was ended
+        for relay in self.relays:
+            await relay.drained()
 
     def _start(self, source: Source, polls: asyncio.TaskGroup) -> None:
         task = polls.create_task(self._watch(source), name=f"poll[{source.name}]")

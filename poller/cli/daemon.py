@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
+import threading
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -34,11 +36,15 @@ from poller.wire import Vendor
 
 log = structlog.get_logger()
 
+_FAREWELL_S = 15.0
+"""So much is left for goodbyes after draining; the systemd unit kills 20 s after `drain`."""
+
 
 def run(config: Config = DEFAULT) -> None:
     """Run the daemon.
 
     SIGTERM or Ctrl-C: polls stop, what was found is delivered (at most `poller.drain`), exit 0.
+    Sent again, it delivers no more: what is left is delivered after the next start.
     SIGHUP: reads the settings again and changes the sources; a bad file is reported, not used.
     """
     vendors, loaded = load_settings(config)
@@ -56,10 +62,30 @@ async def _daemon(loaded: Settings, vendors: Mapping[str, Vendor], config: Path)
         except SettingsError as error:
             log.error("settings.rejected", problems=error.problems)  # noqa: TRY400 - no bug of ours
 
+    def stop() -> None:
+        drain_s = loaded.poller.drain_s
+        if signals.stop.is_set():
+            signals.hurry.set()
+            drain_s = 0.0
+        signals.stop.set()
+        end = threading.Timer(drain_s + _FAREWELL_S, _give_up)
+        end.daemon = True
+        end.start()
+
     for number in (signal.SIGTERM, signal.SIGINT):
-        running.add_signal_handler(number, signals.stop.set)
+        running.add_signal_handler(number, stop)
     running.add_signal_handler(signal.SIGHUP, reload)
     await app.run(loaded, vendors, signals)
+
+
+def _give_up() -> None:
+    """End though something does not, as a thread that waits for a name server or a dead disk.
+
+    Like a crash it loses nothing that was committed.
+    """
+    threads = [thread.name for thread in threading.enumerate() if thread.is_alive()]
+    log.error("poller.gave_up", threads=threads)
+    os._exit(0)
 
 
 def demo(
