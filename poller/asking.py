@@ -60,6 +60,11 @@ class Asker:
         self.hushed = False
         self.due_s = asyncio.get_running_loop().time() + self._plan.timeout_s
 
+    def alive(self) -> None:
+        """Something went on just now."""
+        now_s = asyncio.get_running_loop().time()
+        self.due_s = max(self.due_s, now_s + self._plan.timeout_s)
+
     async def until(self, at_s: float) -> None:
         """Wait for a time of the loop's clock, and for an answer after it."""
         self.due_s = max(self.due_s, at_s + self._plan.timeout_s)
@@ -81,8 +86,7 @@ class Asker:
             raise Silenced("not sent: the vendor wants no more questions in this poll")
         try:
             response = await self._fetch(request)
-            # It may have waited behind slow ones for its connection: the others have no less time.
-            self.due_s = max(self.due_s, loop.time() + self._plan.timeout_s)
+            self.alive()  # it may have waited behind slow ones: the others have no less time
             return self._read(request, response, memory)
         except Limited as error:
             self.hushed = True

@@ -59,6 +59,15 @@ class Watch:
         """When the next sign of life is due, by the loop's clock."""
         return self._asker.due_s
 
+    def alive(self) -> None:
+        """Something was heard from the vendor, if only half of an answer to a question."""
+        self._asker.alive()
+
+    def retry_refused(self) -> None:
+        """Poll at once if credentials were refused, which else waits long."""
+        if self._refusals:
+            self.poke.set()
+
     async def run(self) -> None:
         """Poll for ever.
 

@@ -327,6 +327,7 @@ class Visitor:
             del self._misses[run.key]
             sighting = msgspec.structs.replace(visit.sighting, at_ms=self._now_ms())
             await self._ledger.vanished(run, sighting)
+            self._asker.alive()  # there may be thousands of them
 
     def _forget_misses(self, visit: Visit) -> None:
         """Runs that have been shown again, or have ended, are no riddles any more."""

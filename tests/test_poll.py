@@ -19,6 +19,8 @@ from poller.asking import Plan
 from poller.errors import Invalid, JournalError, Limited, Rejected, Unreachable, VendorError
 from poller.events import JobEvent, SourceEvent, rfc3339
 from poller.journal import Journal, open_journal
+from poller.known import Commit
+from poller.runs import State
 from poller.schedule import Pace
 from poller.telemetry import Metrics
 from poller.wire import Response
@@ -180,6 +182,53 @@ async def test_what_is_due_after_a_poke_is_the_next_answer(
         watch.poke.set()
         await asyncio.sleep(1)
         assert watch.due_s == 1 + PLAN.timeout_s
+
+
+async def test_half_an_answer_is_a_sign_of_life(server: Server, journal: MemoryJournal) -> None:
+    server.takes_s = 12
+    async with watched(server.fetch, journal) as watch:
+        await asyncio.sleep(4)
+        assert watch.due_s == PLAN.timeout_s
+        watch.alive()
+        assert watch.due_s == 4 + PLAN.timeout_s
+
+
+async def test_thousands_of_vanished_runs_written_down_slowly_are_signs_of_life(
+    server: Server, journal: MemoryJournal
+) -> None:
+    class Slow(MemoryJournal):
+        async def commit(self, commit: Commit) -> None:
+            if any(run.state is State.UNKNOWN for run in commit.runs):
+                await asyncio.sleep(1)
+            await super().commit(commit)
+
+    server.lists(*(row(f"r{number}", "running") for number in range(40)))
+    loop = asyncio.get_running_loop()
+    slow = Slow()
+    async with watched(server.fetch, slow, plan(ToyOptions(settles=False), vanish_after=1)) as w:
+        await asyncio.sleep(5)
+        server.lists()
+        while len(slow.told()) < 80:
+            await asyncio.sleep(0.5)
+            assert w.due_s >= loop.time()
+    assert loop.time() >= 10 + 40
+
+
+async def test_only_who_was_refused_is_asked_at_once_after_a_reload(
+    server: Server, journal: MemoryJournal
+) -> None:
+    async with watched(server.fetch, journal) as watch:
+        await asyncio.sleep(3)
+        watch.retry_refused()
+        await asyncio.sleep(9)
+        server.answers["/list/"] = [Rejected("no"), {}]
+        await asyncio.sleep(9)
+        assert server.times() == [0, 10, 20]
+        watch.retry_refused()
+        await asyncio.sleep(2)
+        watch.retry_refused()
+        await asyncio.sleep(2)
+    assert server.times() == [0, 10, 20, 21]
 
 
 # Retry-After
