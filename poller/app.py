@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack, suppress
+from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random, SystemRandom
@@ -23,7 +23,7 @@ from poller.poll import Plan, Watch
 from poller.relay import Relay
 from poller.runs import Ms
 from poller.schedule import Pace
-from poller.settings import Settings, Source
+from poller.settings import Settings, Source, restart_needed
 from poller.sinks import Sink
 from poller.sinks.mqtt import MqttSink
 from poller.sinks.redis import RedisSink
@@ -198,20 +198,21 @@ class Daemon:
             await watch.run()
 
     async def _reload(self, signals: Signals, polls: asyncio.TaskGroup) -> None:
-        """Change the sources to those of new settings; the others are asked at once."""
+        """Change the sources to those of new settings; the others go on, unless refused."""
         while True:
             settings = await signals.reload.get()
             self._warn_of_exposed(settings)
-            changed = []
-            for name, running in list(self._running.items()):
-                if settings.sources.get(name) != running.settings:
-                    running.task.cancel()
-                    with suppress(asyncio.CancelledError):
-                        await running.task
-                    del self._running[name]
-                    changed.append(name)
-                elif running.watch is not None:
-                    running.watch.poke.set()
+            if keys := restart_needed(self._settings, settings):
+                log.warning("settings.restart_needed", keys=keys)
+            changed = [
+                name
+                for name, running in self._running.items()
+                if settings.sources.get(name) != running.settings
+            ]
+            await self._stop(changed)
+            for running in self._running.values():
+                if running.watch is not None:
+                    running.watch.retry_refused()
             for name, source in settings.sources.items():
                 if name not in self._running:
                     self._start(source, polls)
@@ -224,6 +225,16 @@ class Daemon:
             if file not in self._exposed:
                 log.warning("secret.exposed", file=str(file), advice=f"chmod 600 {file}")
         self._exposed.update(settings.exposed)
+
+    async def _stop(self, names: Sequence[str]) -> None:
+        """Stop polling these sources; returns once their loops have ended."""
+        tasks = [self._running[name].task for name in names]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks)
+        for name in names:
+            del self._running[name]
 
     async def troubles(self) -> list[str]:
         """Why the daemon is not ready, a sentence each; empty if it is."""

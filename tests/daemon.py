@@ -8,7 +8,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -123,10 +123,22 @@ class Daemon:
 
 @asynccontextmanager
 async def running(
-    config: Path, env: Mapping[str, str] | None = None, *, planted: str | None = None
+    config: Path,
+    env: Mapping[str, str] | None = None,
+    *,
+    planted: str | None = None,
+    hampered: str | None = None,
 ) -> AsyncIterator[Daemon]:
-    """The daemon, started, with this planted by tests/crashing.py; ended whatever happens."""
-    daemon = Daemon(await command("run", "-c", str(config), env=env, planted=planted))
+    """The daemon, started; ended whatever happens.
+
+    With this planted by tests/crashing.py, or hampered by tests/hampered.py.
+    """
+    launcher = ["poller"]
+    if planted is not None:
+        launcher = ["tests.crashing", planted]
+    elif hampered is not None:
+        launcher = ["tests.hampered", hampered]
+    daemon = Daemon(await command("run", "-c", str(config), env=env, launcher=launcher))
     try:
         yield daemon
     finally:
@@ -134,13 +146,13 @@ async def running(
 
 
 async def command(
-    *arguments: str, env: Mapping[str, str] | None = None, planted: str | None = None
+    *arguments: str, env: Mapping[str, str] | None = None, launcher: Sequence[str] = ("poller",)
 ) -> asyncio.subprocess.Process:
     """Start a `poller` command with its output captured."""
     return await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        *(["poller"] if planted is None else ["tests.crashing", planted]),
+        *launcher,
         *arguments,
         stdin=asyncio.subprocess.DEVNULL,
         stdout=asyncio.subprocess.PIPE,
