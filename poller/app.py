@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import AsyncExitStack
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random, SystemRandom
-
 from typing import Any
+
 import structlog
 
 from poller import __version__, fetch, web
@@ -18,6 +19,7 @@ from poller.errors import JournalError
 from poller.events import rfc3339
 from poller.journal import Journal, open_journal
 from poller.ledger import Ledger, open_ledger
+from poller.liveness import Liveness, Living, Pulse
 from poller.notify import notify, watchdog_s
 from poller.poll import Plan, Watch
 from poller.relay import Relay
@@ -32,11 +34,12 @@ from poller.wire import Options, Vendor
 
 log = structlog.get_logger()
 
-_GRACE_S = 10.0
-"""How late a sign of life may be before a loop counts as stuck."""
-_SILENT_S = 4.5
 _MAINTENANCE_S = 60.0
 _TICK_S = 0.5
+_STEP_S = 30.0
+"""No step of maintenance or of a reload takes longer."""
+_LOOK_S = 2.0
+"""Who asks how the daemon is waits no longer for the journal."""
 
 
 def now_ms() -> Ms:
@@ -50,16 +53,16 @@ class Signals:
 
     Attributes:
         stop: set it to end: polls stop, relays drain.
+        hurry: set it to drain no longer.
         reload: put settings here to change the sources.
         started: set once everything has been started; `url` is where HTTP is served, if it is.
     """
-        hurry: set it to drain no longer.
 
     stop: asyncio.Event = field(default_factory=asyncio.Event)
+    hurry: asyncio.Event = field(default_factory=asyncio.Event)
     reload: asyncio.Queue[Settings] = field(default_factory=asyncio.Queue)
     started: asyncio.Event = field(default_factory=asyncio.Event)
     url: str | None = None
-    hurry: asyncio.Event = field(default_factory=asyncio.Event)
 
 
 @dataclass(slots=True)
@@ -67,9 +70,14 @@ class Running:
     """A source being polled."""
 
     settings: Source
-    task: asyncio.Task[None]
+    task: asyncio.Task[None] = field(init=False)
     ledger: Ledger | None = None
     watch: Watch | None = None
+
+    @property
+    def due_s(self) -> float:
+        """When the next sign of life is due, by the loop's clock."""
+        return self.watch.due_s if self.watch is not None else math.inf
 
 
 class Daemon:
@@ -83,6 +91,8 @@ class Daemon:
         self._vendors = vendors
         self._journal = journal
         self._random = random
+        self._live = Liveness(self.metrics)
+        self._maintenance, self._lag, self._reloading = Pulse(), Pulse(), Pulse()
         self._running: dict[str, Running] = {}
         self._exposed: set[Path] = set()
         self.relays = [
@@ -101,19 +111,33 @@ class Daemon:
             if http.listen:
                 token = http.token.get_secret_value() if http.token else None
                 signals.url = await stack.enter_async_context(web.serve(http.listen, token, self))
+            for name, thread in self._journal.threads.items():
+                self._live.add(name, thread)
             others = [
-                outer.create_task(relay.run(), name=f"relay[{relay.name}]") for relay in self.relays
+                self._spawn(outer, f"relay[{relay.name}]", relay.run, relay)
+                for relay in self.relays
             ]
-            others.append(outer.create_task(self._maintain(), name="maintenance"))
-            others.append(outer.create_task(self._feel(), name="loop lag"))
+            others.append(self._spawn(outer, "maintenance", self._maintain, self._maintenance))
+            others.append(self._spawn(outer, "loop lag", self._feel, self._lag))
             await self._poll(signals)
             await self._drain(signals)
             for task in others:
                 task.cancel()
 
+    def _spawn(
+        self,
+        group: asyncio.TaskGroup,
+        name: str,
+        loop: Callable[[], Awaitable[None]],
+        living: Living,
+    ) -> asyncio.Task[None]:
+        return group.create_task(self._live.run(name, loop, living), name=name)
+
     async def _poll(self, signals: Signals) -> None:
         async with asyncio.TaskGroup() as polls:
-            reloading = polls.create_task(self._reload(signals, polls), name="reload")
+            reloading = self._spawn(
+                polls, "reload", lambda: self._reload(signals, polls), self._reloading
+            )
             for source in self._settings.sources.values():
                 self._start(source, polls)
             log.info(
@@ -163,12 +187,14 @@ class Daemon:
             await relay.drained()
 
     def _start(self, source: Source, polls: asyncio.TaskGroup) -> None:
-        task = polls.create_task(self._watch(source), name=f"poll[{source.name}]")
-        self._running[source.name] = Running(source, task)
+        running = self._running[source.name] = Running(source)
+        running.task = self._spawn(
+            polls, f"poll[{source.name}]", lambda: self._watch(running), running
+        )
 
-    async def _watch(self, source: Source) -> None:
+    async def _watch(self, running: Running) -> None:
         """Poll one source for as long as the task lives."""
-        vendor = self._vendors[source.vendor]
+        source, vendor = running.settings, self._vendors[running.settings.vendor]
         ledger = await open_ledger(
             self._journal,
             self.metrics,
@@ -179,13 +205,15 @@ class Daemon:
             retention_s=self._settings.poller.retention_s,
             now_ms=now_ms(),
         )
-        requests = self.metrics.requests
-        async with fetch.connect(
-            endpoint(source),
-            counted=lambda code: requests.labels(source.name, code).inc(),
-            now_ms=now_ms,
-        ) as ask:
-            watch = Watch(
+
+        def counted(code: str) -> None:
+            self.metrics.requests.labels(source.name, code).inc()
+            if running.watch is not None:
+                running.watch.alive()
+
+        async with fetch.connect(endpoint(source), counted=counted, now_ms=now_ms) as ask:
+            running.ledger = ledger
+            running.watch = Watch(
                 plan(source, vendor),
                 ledger,
                 ask,
@@ -193,14 +221,14 @@ class Daemon:
                 now_ms=now_ms,
                 random=self._random,
             )
-            running = self._running[source.name]
-            running.ledger, running.watch = ledger, watch
-            await watch.run()
+            await running.watch.run()
 
     async def _reload(self, signals: Signals, polls: asyncio.TaskGroup) -> None:
         """Change the sources to those of new settings; the others go on, unless refused."""
         while True:
+            self._reloading.expect(math.inf)
             settings = await signals.reload.get()
+            self._reloading.expect(_STEP_S)
             self._warn_of_exposed(settings)
             if keys := restart_needed(self._settings, settings):
                 log.warning("settings.restart_needed", keys=keys)
@@ -240,21 +268,29 @@ class Daemon:
         """Why the daemon is not ready, a sentence each; empty if it is."""
         blocked = self._blocked()
         troubles = [] if blocked is None else [f"journal: {blocked}"]
-        now_s = asyncio.get_running_loop().time()
-        for relay in self.relays:
-            trouble = relay.trouble
-            if trouble is None and blocked is None and now_s - relay.alive_s > _SILENT_S:
-                trouble = f"no answer for {now_s - relay.alive_s:.0f} s"
-            if trouble is not None:
-                count, age_s = await relay.lag()
-                troubles.append(f"{relay.name}: {trouble} ({count} events wait, {age_s:.0f} s)")
-        return troubles + self._stuck()
+        retention_s = self._settings.poller.retention_s
+        try:
+            async with asyncio.timeout(_LOOK_S):
+                for relay in self.relays:
+                    complaint = await relay.complaint(retention_s, excused=blocked is not None)
+                    troubles += [complaint] if complaint else []
+        except TimeoutError:
+            troubles.append("journal: it does not tell how many events wait")
+        stuck = self._live.overdue() if blocked is None else {}
+        return troubles + [
+            f"{name}: the loop is stuck, {late_s:.0f} s overdue" for name, late_s in stuck.items()
+        ]
 
     async def refresh_metrics(self) -> None:
         """Count what is only counted when somebody looks."""
         for running in self._running.values():
             if running.ledger is not None:
                 running.ledger.count_states()
+        with suppress(TimeoutError):  # a stuck journal is to be seen in the other metrics
+            async with asyncio.timeout(_LOOK_S):
+                await self._measure_lags()
+
+    async def _measure_lags(self) -> None:
         for relay in self.relays:
             lags = await relay.lag_by_source()
             for source in self._running:
@@ -263,14 +299,20 @@ class Daemon:
                 self.metrics.relay_lag_seconds.labels(relay.name, source).set(age_s)
 
     async def _maintain(self) -> None:
-        """Prune delivered events past retention, a few at a time."""
-        pruned = 0
+        """Prune delivered events past retention, a few at a time; say where that is held up."""
+        retention_s = self._settings.poller.retention_s
         while True:
-            await asyncio.sleep(0.05 if pruned else _MAINTENANCE_S)
-            before_ms = now_ms() - int(self._settings.poller.retention_s * 1000)
+            self._maintenance.expect(_STEP_S)
+            before_ms = now_ms() - int(retention_s * 1000)
             cursors = [await self._journal.cursor(relay.name) for relay in self.relays]
             delivered = min(cursors, default=self._journal.last_offset)
             pruned = await self._journal.prune(before_ms, delivered)
+            if not pruned:
+                for relay in self.relays:
+                    await relay.look_back(retention_s)
+            wait_s = 0.05 if pruned else _MAINTENANCE_S
+            self._maintenance.expect(wait_s)
+            await asyncio.sleep(wait_s)
 
     async def _feel(self) -> None:
         """Measure how late the event loop wakes; feed the watchdog while every loop goes on."""
@@ -278,9 +320,12 @@ class Daemon:
         tick_s = min(_TICK_S, (watchdog_s() or 60.0) / 3)
         while True:
             due_s = loop.time() + tick_s
+            self._lag.expect(tick_s)
             await asyncio.sleep(tick_s)
             self.metrics.loop_lag.observe(max(0.0, loop.time() - due_s))
-            if watchdog_s() and not self._stuck():
+            # Where the journal tells why all wait for it, a restart would help nobody.
+            fine = self._blocked() is not None or self._live.look()
+            if fine and watchdog_s():
                 notify("WATCHDOG=1")
 
     def _blocked(self) -> str | None:
@@ -290,20 +335,6 @@ class Daemon:
         except JournalError as error:
             return str(error)
         return None
-
-    def _stuck(self) -> list[str]:
-        """Sources whose loop gives no sign of life, a sentence each; not if the journal tells why.
-
-        To be restarted by a watchdog would help nobody then.
-        """
-        if self._blocked() is not None:
-            return []
-        now_s = asyncio.get_running_loop().time()
-        return [
-            f"source {name}: the loop is stuck, {now_s - running.watch.due_s:.0f} s overdue"
-            for name, running in self._running.items()
-            if running.watch is not None and now_s > running.watch.due_s + _GRACE_S
-        ]
 
 
 async def run(settings: Settings, vendors: Mapping[str, Vendor], signals: Signals) -> None:

@@ -30,7 +30,7 @@ from itertools import count
 from pathlib import Path
 from typing import Any, Literal, NoReturn, cast
 
-from poller import app, poll
+from poller import app, liveness, poll
 from poller.cli import main
 from poller.errors import EventRejected
 from poller.events import Recorded
@@ -250,7 +250,7 @@ def plant(word: str) -> None:
     if word in BUGS:
         BUGS[word]()
     elif word == "hasty":
-        _replace(app, "_GRACE_S", 0.1)
+        _replace(liveness, "SILENT_S", 0.1)
     elif name == "full" and value:
         fill_disk(Path(value))
     elif name == "stop" and value.isdecimal():

@@ -194,7 +194,7 @@ async def test_a_relay_that_waits_for_the_journal_is_not_called_silent(
         daemon = app.Daemon(loaded, {"scale": vendor}, journal, Random(1))
         (relay,) = daemon.relays
         relay.trouble, relay.alive_s = None, asyncio.get_running_loop().time() - 60
-        assert await daemon.troubles() == ["redis: no answer for 60 s (0 events wait, 0 s)"]
+        assert await daemon.troubles() == ["redis: nothing delivered for 60 s (0 events wait, 0 s)"]
         disk.fill()
         moving = asyncio.ensure_future(journal.advance("redis", 1))
 
