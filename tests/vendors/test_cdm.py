@@ -763,7 +763,20 @@ def test_a_run_told_without_its_history_is_noted() -> None:
     pages = poller.poll(server([row(2, "RUNNING")], run(2, "RUNNING")))
     assert [told(seen) for seen in runs(pages)] == [("2", State.RUNNING)]
     (note,) = [note for page in pages for note in page.notes]
-    assert "missed" in note
+    assert "told late" in note
+
+
+def test_a_history_that_is_owed_is_read_once_it_can_be_and_all_in_it_is_told() -> None:
+    poller = Poller()
+    poller.poll(server([row(1, "RUNNING")], run(1, "RUNNING")))
+    poller.marks["etl"] = '["NORMAL_JOB","1",5,""]'
+    poller.poll(server([row(3, "RUNNING")], run(3, "RUNNING")))
+    history = [run(3, "RUNNING"), run(2, "FAILED"), run(1, "SUCCEEDED")]
+    pages = []
+    for _ in range(20):
+        pages += poller.poll(server([row(3, "RUNNING")], run(3, "RUNNING"), history), after_s=60)
+    assert [told(seen) for seen in runs(pages)] == [("1", State.SUCCEEDED), ("2", State.FAILED)]
+    assert len(asked(pages)) == 1
 
 
 def test_first_contact_reads_no_history() -> None:

@@ -68,6 +68,7 @@ class _Mark(NamedTuple):
     newest: str = ""  # id of its newest run told
     tries: int = 0  # to read its history, which may tell more than its last run
     signature: str = ""  # of the row by which it was asked last; empty: ask again
+    owed: str = ""  # id of the newest run told before a history that could not be read
 
 
 class _Listing(NamedTuple):
@@ -196,11 +197,18 @@ def _is_due(row: JobRow, mark: _Mark, known: Known | None, active: int, memory: 
     watched = known is not None and known.watched
     if (watched and row.ended) or (known is not None and known.vanished):
         return True
+    if mark.owed and _turns(memory, 1000 * memory.resync_s, row.name):
+        return True
     if row.telling:
         return False
     period_ms = 1000 * (active if watched else len(memory.marks)) / (_SHARE * memory.rate_per_s)
-    phase = _shuffle(row.name)
-    before, now = memory.last_good_ms / period_ms, memory.now_ms / period_ms
+    return _turns(memory, period_ms, row.name)
+
+
+def _turns(memory: Memory, period_ms: float, name: str) -> bool:
+    """Whether a period began for this job since the last good poll; all begin at other times."""
+    phase = _shuffle(name)
+    before, now = (memory.last_good_ms or 0) / period_ms, memory.now_ms / period_ms
     return (before + phase) // 1 != (now + phase) // 1
 
 
@@ -214,6 +222,8 @@ def _about(
         return [], _noted(memory, asked, "")
     if 0 < mark.tries < _HISTORY_TRIES:
         return [_history(options, asked)], _tried(memory, asked, mark)
+    if mark.owed and row.signature == mark.signature:
+        return [_history(options, asked)], {}
     spread = not row.telling if mark.signature else row.ended
     return [_status(options, asked, spread=spread)], {}
 
@@ -229,8 +239,10 @@ def _last_run(options: Options, asked: _Asked, last: Seen, memory: Memory) -> Pa
         if mark.tries < _HISTORY_TRIES:
             question = _history(options, asked._replace(last=last))
             return Page(follow=[question], marks=_tried(memory, asked, mark))
-        notes = [f"job {asked.job.id!r}: no history to be had, runs may have been missed"]
-    return Page(runs=[last], marks=_noted(memory, asked, last.run_id), notes=notes)
+        notes = [f"job {asked.job.id!r}: its history cannot be read, runs may be told late"]
+        mark = mark._replace(owed=mark.owed or mark.newest or "0")
+    marks = _noted(memory, asked, last.run_id, owed=mark.owed)
+    return Page(runs=[last], marks=marks, notes=notes)
 
 
 def _may_have_missed(last: Seen, mark: _Mark, memory: Memory) -> bool:
@@ -246,7 +258,8 @@ def _may_have_missed(last: Seen, mark: _Mark, memory: Memory) -> bool:
 
 def _caught_up(asked: _Asked, runs: list[Seen], memory: Memory) -> Page:
     """The last run, and before it what else the history tells beyond what was told."""
-    newest, since_ms = int(_mark(memory, asked.job.id).newest or 0), memory.contact_ms
+    mark, since_ms = _mark(memory, asked.job.id), memory.contact_ms
+    newest = int(mark.owed or mark.newest or 0)
     notes = []
     if newest and len(runs) >= _HISTORY_SIZE and _number(runs[0]) > newest:
         notes = [f"job {asked.job.id!r}: its history is too short, runs may have been missed"]
@@ -278,15 +291,18 @@ def _mark(memory: Memory, name: str) -> _Mark:
     return msgspec.json.decode(text, type=_Mark) if text else _Mark()
 
 
-def _noted(memory: Memory, asked: _Asked, newest: str, tries: int = 0) -> dict[str, str]:
+def _noted(
+    memory: Memory, asked: _Asked, newest: str, tries: int = 0, owed: str = ""
+) -> dict[str, str]:
     """The mark of a job, if it is another than before."""
-    text = msgspec.json.encode(_Mark(asked.scope, newest, tries, asked.signature)).decode()
+    text = msgspec.json.encode(_Mark(asked.scope, newest, tries, asked.signature, owed)).decode()
     return {} if memory.marks.get(asked.job.id) == text else {asked.job.id: text}
 
 
 def _tried(memory: Memory, asked: _Asked, mark: _Mark) -> dict[str, str]:
     """The mark of a job whose history is asked for: until it is read, the job is asked again."""
-    return _noted(memory, asked._replace(signature=""), mark.newest, mark.tries + 1)
+    asked = asked._replace(signature="")
+    return _noted(memory, asked, mark.newest, mark.tries + 1, mark.owed)
 
 
 def _runs(asked: _Asked, body: bytes, memory: Memory) -> tuple[list[Seen], list[BadRow]]:
