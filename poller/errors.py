@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Literal, TypeAlias
+
+_JSON_TEXT = re.compile(r'"(?:[^"\\]|\\.)*(?:"(\s*:)?|\\?$)', re.DOTALL)
+"""With the colon after it if it is a key; the last may be cut off."""
 
 Reason: TypeAlias = Literal["unreachable", "rejected", "invalid", "limited"]
 
@@ -63,14 +67,17 @@ class Invalid(VendorError):
     """The answer has not the documented shape.
 
     Attributes:
-        body: the first 256 characters of the answer, for the log.
+        body: the first 256 characters of the answer, for the log; of JSON its shape and numbers,
+            since texts in it may be other people's passwords.
     """
 
     reason: Reason = "invalid"
 
     def __init__(self, message: str, body: bytes = b"") -> None:
         super().__init__(message)
-        self.body = body[:256].decode("utf-8", "replace")
+        text = body[:256].decode("utf-8", "replace")
+        is_json = text.lstrip("\ufeff \t\r\n").startswith(("{", "["))
+        self.body = _JSON_TEXT.sub(_hidden, text) if is_json else text
 
 
 class SinkError(PollerError):
@@ -100,3 +107,7 @@ class EventRejected(SinkError):
     def __init__(self, message: str, delivered: int = 0) -> None:
         super().__init__(message)
         self.delivered = delivered
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return found[0] if found[1] else '"…"'
