@@ -55,6 +55,11 @@ class Asker:
         self._now_ms = now_ms
         self._bucket = Bucket(plan.rate_per_s, plan.concurrency)
 
+    @property
+    def budget_used(self) -> float:
+        """Which share of the source's rate was used in about the last minute."""
+        return self._bucket.used(asyncio.get_running_loop().time())
+
     def begin(self) -> None:
         """A poll begins."""
         self.hushed = False

@@ -53,13 +53,18 @@ class Recorded(msgspec.Struct, frozen=True, gc=False):
 
 
 class Draft(msgspec.Struct, frozen=True, gc=False):
-    """An event on its way into the journal: all of `Recorded` but its offset and source."""
+    """An event on its way into the journal: all of `Recorded` but its offset and source.
+
+    Attributes:
+        run_id: the run that it is about, "" for events of a source.
+    """
 
     sequence: int
     type: str
     job_id: str
     at_ms: Ms
     body: bytes
+    run_id: str = ""
 
 
 class Previous(msgspec.Struct, frozen=True, gc=False):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from bisect import insort
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from statistics import median
 from typing import TypeAlias
 
 import msgspec
 
+from poller.errors import Reason
 from poller.events import Draft
 from poller.runs import TERMINAL, Job, Ms, State
 
@@ -58,6 +61,11 @@ class Known(msgspec.Struct, frozen=True, kw_only=True, gc=False, omit_defaults=T
     def key(self) -> Key:
         """Its place in the index."""
         return key_of(self.job.id, self.run_id)
+
+    @property
+    def since_ms(self) -> Ms:
+        """Since when it is in this state, as it was told."""
+        return self.changed_ms if self.last_ms is None else self.last_ms
 
     @property
     def watched(self) -> bool:
@@ -132,6 +140,48 @@ class Index:
                 yield self.runs[key]
 
 
+class Durations:
+    """How long runs of a job take: of each job, the few that ended last and succeeded."""
+
+    def __init__(self, runs: Iterable[Known] = ()) -> None:
+        self._ended: dict[Hashable, list[tuple[Ms, Ms]]] = {}
+        for run in runs:
+            self.note(run)
+
+    def note(self, run: Known) -> None:
+        """Remember how long a run took, if it succeeded and its times are known."""
+        key = _alike(run)
+        if key is None or run.state is not State.SUCCEEDED:
+            return
+        if run.started_ms is None or run.ended_ms is None:
+            return
+        ended = self._ended.pop(key, [])
+        insort(ended, (run.ended_ms, max(0, run.ended_ms - run.started_ms)))
+        self._ended[key] = ended[-_REMEMBERED_RUNS:]
+        if len(self._ended) > _REMEMBERED_JOBS:
+            del self._ended[next(iter(self._ended))]
+
+    def usual_ms(self, run: Known) -> Ms | None:
+        """How long a run like this usually takes: the median, None if too few have ended."""
+        ended = self._ended.get(_alike(run), ())
+        if len(ended) < _ENOUGH_RUNS:
+            return None
+        return int(median(took_ms for _, took_ms in ended))
+
+
+def _alike(run: Known) -> Hashable:
+    """What runs of the same work share: the job, or for jobs that run but once, what they do."""
+    job = run.job
+    if job.id != run.run_id:
+        return job.id
+    return None if job.name is None else (job.group, job.name)
+
+
+_REMEMBERED_RUNS = 9
+_REMEMBERED_JOBS = 10_000
+_ENOUGH_RUNS = 3
+
+
 class Condition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     """How it stands with a source, kept over a restart.
 
@@ -142,6 +192,7 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
         up: None until the first poll was good or the source was called down.
         since_ms: since when it is up or down.
         failures: failed polls in a row.
+        reason: why the last poll failed, None if it was good; likewise message, as a sentence.
         sequence: of its last event.
     """
 
@@ -151,6 +202,8 @@ class Condition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     up: bool | None = None
     since_ms: Ms = 0
     failures: int = 0
+    reason: Reason | None = None
+    message: str | None = None
     sequence: int = 0
 
 

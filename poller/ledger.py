@@ -21,7 +21,7 @@ from poller.events import (
     source_event,
 )
 from poller.journal import Journal
-from poller.known import Commit, Condition, Index, Known, Memory, key_of
+from poller.known import Commit, Condition, Durations, Index, Known, Memory, key_of
 from poller.runs import Ms, Seen, State
 from poller.telemetry import Metrics
 
@@ -32,6 +32,7 @@ FirstContact = Literal["active", "all", "none"]
 _CONDITION_EVERY_MS = 10_000
 """A good poll that changed nothing is written down at most so often: one fsync for many polls."""
 _PRUNE_AT_ONCE = 500
+_MESSAGE_CHARS = 1024
 
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):
@@ -81,6 +82,7 @@ class Ledger:
         self._unsaved_marks: dict[str, str] = {}
         self._saved_ms = condition.last_good_ms or 0
         self._states = Counter(run.state for run in index.runs.values())
+        self._durations = Durations(index.runs.values())
         self._unmapped: set[str] = set()
 
     def memory(self, now_ms: Ms, *, whole: bool, resync_s: float, rate_per_s: float) -> Memory:
@@ -189,6 +191,8 @@ class Ledger:
             last_good_ms=began_ms,
             contact_done=before.contact_done or contact_done,
             failures=0,
+            reason=None,
+            message=None,
             up=True,
             since_ms=before.since_ms if before.up and not before.failures else at_ms,
         )
@@ -207,8 +211,13 @@ class Ledger:
         before = self.condition
         failures = before.failures + 1
         since_ms = before.since_ms if before.failures else at_ms
-        condition = msgspec.structs.replace(before, failures=failures, since_ms=since_ms)
-        self.condition = condition
+        self.condition = msgspec.structs.replace(
+            before,
+            failures=failures,
+            since_ms=since_ms,
+            reason=error.reason,
+            message=str(error)[:_MESSAGE_CHARS],
+        )
         self._metrics.source_up.labels(self.source).set(0)
         self._metrics.poll_failures.labels(self.source, error.reason).inc()
         events: list[Draft] = []
@@ -244,10 +253,19 @@ class Ledger:
             for run in step:
                 self._drop(run)
 
+    @property
+    def states(self) -> Mapping[State, int]:
+        """How many known runs are in each state."""
+        return {state: self._states[state] for state in State}
+
+    def usual_ms(self, run: Known) -> Ms | None:
+        """How long a run like this usually takes, if that is known."""
+        return self._durations.usual_ms(run)
+
     def count_states(self) -> None:
         """Bring the metric of known runs by state up to date."""
-        for state in State:
-            self._metrics.runs.labels(self.source, state).set(self._states[state])
+        for state, count in self.states.items():
+            self._metrics.runs.labels(self.source, state).set(count)
 
     def _observation(self, sighting: Sighting) -> Observation:
         return Observation(
@@ -275,6 +293,7 @@ class Ledger:
             self._states[run.state] += 1
             if old is not None:
                 self._states[old.state] -= 1
+            self._durations.note(run)
         self.index.put(run, at_ms)
 
     def _drop(self, run: Known) -> None:
@@ -294,7 +313,14 @@ class Ledger:
                 observed_at_ms=sighting.at_ms,
             )
             drafts.append(
-                Draft(sequence, event.type, transition.job.id, sighting.at_ms, encode(event))
+                Draft(
+                    sequence,
+                    event.type,
+                    transition.job.id,
+                    sighting.at_ms,
+                    encode(event),
+                    transition.run_id,
+                )
             )
             if sighting.after_ms is not None:
                 bound_s = (sighting.at_ms - sighting.after_ms) / 1000
@@ -310,7 +336,7 @@ class Ledger:
             up=up,
             since=rfc3339(since_ms),
             reason=error.reason if error else None,
-            message=str(error)[:1024] if error else None,
+            message=str(error)[:_MESSAGE_CHARS] if error else None,
         )
         event = source_event(data, sequence=self._next_sequence(), at_ms=at_ms)
         return Draft(int(event.sequence), event.type, "", at_ms, encode(event))

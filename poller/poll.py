@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from random import Random
@@ -23,6 +24,7 @@ __all__ = ["Plan", "Watch"]
 log = structlog.get_logger()
 
 _PRUNE_EVERY_S = 3600.0
+_POLLS_REMEMBERED = 20
 
 
 class Watch:
@@ -31,6 +33,9 @@ class Watch:
     Attributes:
         ledger: what is known of it.
         poke: set it to poll at once; never before the vendor's Retry-After.
+        began_ms: when the last poll began.
+        next_ms: when the next poll is due; None while one is under way.
+        took_s: how long the last polls took.
     """
 
     def __init__(
@@ -45,6 +50,9 @@ class Watch:
     ) -> None:
         self.ledger = ledger
         self.poke = asyncio.Event()
+        self.began_ms: Ms | None = None
+        self.next_ms: Ms | None = None
+        self.took_s: deque[float] = deque(maxlen=_POLLS_REMEMBERED)
         self._plan = plan
         self._asker = Asker(plan, fetch, now_ms)
         self._visitor = Visitor(plan, ledger, self._asker, metrics, now_ms)
@@ -58,6 +66,11 @@ class Watch:
     def due_s(self) -> float:
         """When the next sign of life is due, by the loop's clock."""
         return self._asker.due_s
+
+    @property
+    def budget_used(self) -> float:
+        """Which share of the source's rate was used in about the last minute."""
+        return self._asker.budget_used
 
     def alive(self) -> None:
         """Something was heard from the vendor, if only half of an answer to a question."""
@@ -84,6 +97,7 @@ class Watch:
         """One poll, whatever comes of it; gives the seconds until the next."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
+        self.began_ms, self.next_ms = self._now_ms(), None
         self._metrics.polls.labels(self._plan.source).inc()
         try:
             await self._visitor.poll()
@@ -95,7 +109,8 @@ class Watch:
             wait_s = self._plan.pace.after_good(active=active, random=self._random)
             wait_s -= loop.time() - began_s
             await self._prune(loop.time())
-        self._metrics.poll_duration.labels(self._plan.source).observe(loop.time() - began_s)
+        self.took_s.append(loop.time() - began_s)
+        self._metrics.poll_duration.labels(self._plan.source).observe(self.took_s[-1])
         return max(wait_s, 0.0)
 
     async def _fail(self, error: VendorError) -> float:
@@ -120,6 +135,7 @@ class Watch:
         loop = asyncio.get_running_loop()
         now_s, quiet_until_s = loop.time(), self._asker.quiet_until_s
         self._asker.due_s = max(now_s + wait_s, quiet_until_s)
+        self.next_ms = self._now_ms() + round((self._asker.due_s - now_s) * 1000)
         with suppress(TimeoutError):
             async with asyncio.timeout_at(self._asker.due_s):
                 await self.poke.wait()

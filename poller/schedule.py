@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from random import Random
@@ -11,6 +12,7 @@ from poller.errors import Limited, Rejected, VendorError
 JITTER = 0.1
 BACKOFF_CAP_S = 60.0
 REFUSED_CAP_S = 3600.0
+_LATELY_S = 60.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,6 +61,7 @@ class Bucket:
     burst: int
     _tokens: float = field(init=False)
     _at_s: float | None = field(init=False, default=None)
+    _taken: float = field(init=False, default=0.0)
 
     def __post_init__(self) -> None:
         self._tokens = float(self.burst)
@@ -68,9 +71,19 @@ class Bucket:
         if self._at_s is not None:
             gained = max(0.0, now_s - self._at_s) * self.rate_per_s
             self._tokens = min(float(self.burst), self._tokens + gained)
+        self._taken = self._lately(now_s) + 1.0
         self._at_s = now_s
         self._tokens -= 1.0
         return max(0.0, -self._tokens / self.rate_per_s)
+
+    def used(self, now_s: float) -> float:
+        """Which share of the rate was used of late: a moving average over about a minute."""
+        return self._lately(now_s) / (self.rate_per_s * _LATELY_S)
+
+    def _lately(self, now_s: float) -> float:
+        """How many tokens were taken of late, each fading away with time."""
+        past_s = 0.0 if self._at_s is None else max(0.0, now_s - self._at_s)
+        return self._taken * math.exp(-past_s / _LATELY_S)
 
 
 def delays_s(spread: Sequence[bool], interval_s: float) -> list[float]:

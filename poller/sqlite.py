@@ -214,15 +214,26 @@ class Reader:
         Raises:
             JournalError: it cannot be read.
         """
+        return await self.run(lambda db: db.execute(sql, values).fetchall())
+
+    async def run(self, work: Callable[[sqlite3.Connection], T]) -> T:
+        """Do this in the reading thread; gives its result.
+
+        Raises:
+            JournalError: it cannot be read.
+        """
         loop = asyncio.get_running_loop()
-        answer = loop.run_in_executor(self._thread, self.rows_now, sql, values)
+        answer = loop.run_in_executor(self._thread, self._now, work)
         self.waiting.add(answer)
         return await answer
 
     def rows_now(self, sql: str, values: Sequence[object] = ()) -> list[Any]:
         """The same, for who can wait; not while others read."""
+        return self._now(lambda db: db.execute(sql, values).fetchall())
+
+    def _now(self, work: Callable[[sqlite3.Connection], T]) -> T:
         with translated(self._path):
-            return self._db.execute(sql, values).fetchall()
+            return work(self._db)
 
 
 @contextlib.contextmanager

@@ -357,13 +357,13 @@ async def test_a_journal_of_a_newer_version_is_refused_and_left_alone(path: Path
     async with open_journal(path):
         pass
     with opened(path) as db:
-        db.execute("UPDATE identity SET version = 2")
+        db.execute("UPDATE identity SET version = 3")
         db.execute("DROP TABLE marks")
     for open_ in (open_journal, read_journal):
         with pytest.raises(JournalError) as caught:
             async with open_(path):
                 pass
-        assert str(caught.value) == f"{path}: the journal has version 2, this program reads 1"
+        assert str(caught.value) == f"{path}: the journal has version 3, this program reads 2"
     with opened(path) as db:
         assert not db.execute("SELECT * FROM sqlite_schema WHERE name = 'marks'").fetchall()
 

@@ -153,7 +153,7 @@ def runs(
             continue
         if pretty:
             colour = COLOURS[run.state]
-            since = events.rfc3339(run.last_ms or run.changed_ms)
+            since = events.rfc3339(run.since_ms)
             job = run.job.name or run.job.id
             table.add_row(
                 name,
@@ -191,7 +191,7 @@ def _run_facts(source: str, condition: Condition | None, run: Known) -> dict[str
         "state": run.state,
         "substate": run.substate,
         "vendor_state": run.vendor_state,
-        "since": instant(run.last_ms or run.changed_ms),
+        "since": instant(run.since_ms),
         "source_up": condition.up if condition else None,
     }
 

@@ -1,6 +1,6 @@
 """The journal: the daemon's durable memory. Known runs and ordered events, written together.
 
-No SQL leaves this file.
+No SQL leaves this folder.
 """
 
 from __future__ import annotations
@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sqlite3
-import uuid
 from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from pathlib import Path
@@ -18,34 +17,13 @@ import msgspec
 
 from poller.errors import JournalError
 from poller.events import Recorded
+from poller.journal.schema import look, prepare
 from poller.known import Commit, Condition, Known, Memories
 from poller.runs import Ms
 from poller.sqlite import Reader, Writer, locked, reading, writing
 
 T = TypeVar("T")
 
-_SCHEMA = """
-BEGIN IMMEDIATE;
-CREATE TABLE identity (uuid TEXT NOT NULL, version INTEGER NOT NULL);
-CREATE TABLE runs (
-    source TEXT NOT NULL, job_id TEXT NOT NULL, run_id TEXT NOT NULL,
-    state TEXT NOT NULL, changed_ms INTEGER NOT NULL, known BLOB NOT NULL,
-    PRIMARY KEY (source, job_id, run_id)) WITHOUT ROWID;
-CREATE TABLE events (
-    offset INTEGER PRIMARY KEY AUTOINCREMENT, source TEXT NOT NULL, sequence INTEGER NOT NULL,
-    type TEXT NOT NULL, job_id TEXT NOT NULL, at_ms INTEGER NOT NULL, body BLOB NOT NULL);
-CREATE INDEX events_of_source ON events (source, offset, at_ms);
-CREATE TABLE sources (
-    source TEXT PRIMARY KEY, condition BLOB NOT NULL) WITHOUT ROWID;
-CREATE TABLE marks (
-    source TEXT NOT NULL, name TEXT NOT NULL, value TEXT NOT NULL,
-    PRIMARY KEY (source, name)) WITHOUT ROWID;
-CREATE TABLE cursors (sink TEXT PRIMARY KEY, offset INTEGER NOT NULL) WITHOUT ROWID;
-CREATE TABLE dead_letters (
-    sink TEXT NOT NULL, offset INTEGER NOT NULL, reason TEXT NOT NULL, body BLOB NOT NULL,
-    PRIMARY KEY (sink, offset)) WITHOUT ROWID;
-"""
-_VERSION = 1
 _SELECT = "SELECT offset, source, sequence, type, job_id, at_ms, body FROM events"
 
 
@@ -248,11 +226,10 @@ async def open_journal(path: Path) -> AsyncIterator[Journal]:
     Raises:
         JournalError: it cannot be opened, is no journal, is of a newer version, or is in use.
     """
-    look = partial(_look, path=path)
     with (
         locked(path),
-        writing(path, partial(_prepare, path=path)) as writer,
-        reading(path, look) as reader,
+        writing(path, partial(prepare, path=path)) as writer,
+        reading(path, partial(look, path=path)) as reader,
     ):
         yield Journal(path, writer, reader)
 
@@ -264,31 +241,8 @@ async def read_journal(path: Path) -> AsyncIterator[Journal]:
     Raises:
         JournalError: there is none, or it cannot be read.
     """
-    with reading(path, partial(_look, path=path)) as reader:
+    with reading(path, partial(look, path=path)) as reader:
         yield Journal(path, None, reader)
-
-
-def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Make a new file a journal; leave any other file as it is, and refuse what is none."""
-    if not _tables(db):
-        db.executescript(_SCHEMA)
-        db.execute("INSERT INTO identity VALUES (?, ?)", (str(uuid.uuid4()), _VERSION))
-        db.execute("COMMIT")
-    _look(db, path)
-
-
-def _look(db: sqlite3.Connection, path: Path) -> None:
-    if "identity" not in _tables(db):
-        raise JournalError(f"{path}: this is no journal")
-    version = db.execute("SELECT version FROM identity").fetchone()[0]
-    if version != _VERSION:
-        raise JournalError(
-            f"{path}: the journal has version {version}, this program reads {_VERSION}"
-        )
-
-
-def _tables(db: sqlite3.Connection) -> set[str]:
-    return {row[0] for row in db.execute("SELECT name FROM sqlite_schema WHERE type = 'table'")}
 
 
 def _write(db: sqlite3.Connection, commit: Commit) -> int | None:
@@ -302,14 +256,14 @@ def _write(db: sqlite3.Connection, commit: Commit) -> int | None:
     db.executemany(
         "INSERT OR REPLACE INTO runs VALUES (?, ?, ?, ?, ?, ?)",
         [
-            (source, run.job.id, run.run_id, run.state, run.changed_ms, _kept(run))
+            (source, run.job.id, run.run_id, run.state, run.since_ms, _kept(run))
             for run in commit.runs
         ],
     )
     db.executemany(
-        "INSERT INTO events (source, sequence, type, job_id, at_ms, body)"
-        " VALUES (?, ?, ?, ?, ?, ?)",
-        [(source, e.sequence, e.type, e.job_id, e.at_ms, e.body) for e in commit.events],
+        "INSERT INTO events (source, sequence, type, job_id, at_ms, body, run_id)"
+        " VALUES (?, ?, ?, ?, ?, ?, ?)",
+        [(source, e.sequence, e.type, e.job_id, e.at_ms, e.body, e.run_id) for e in commit.events],
     )
     if commit.condition is not None:
         condition = msgspec.json.encode(commit.condition)
