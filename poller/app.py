@@ -18,6 +18,8 @@ from poller import __version__, fetch, web
 from poller.errors import JournalError
 from poller.events import rfc3339
 from poller.journal import Journal, open_journal
+from poller.journal.pages import open_pages
+from poller.known import Known
 from poller.ledger import Ledger, open_ledger
 from poller.liveness import Liveness, Living, Pulse
 from poller.notify import notify, watchdog_s
@@ -29,7 +31,9 @@ from poller.settings import Settings, Source, restart_needed
 from poller.sinks import Sink
 from poller.sinks.mqtt import MqttSink
 from poller.sinks.redis import RedisSink
+from poller.status import source_status
 from poller.telemetry import Metrics
+from poller.web import answers
 from poller.wire import Options, Vendor
 
 log = structlog.get_logger()
@@ -87,6 +91,7 @@ class Daemon:
         self, settings: Settings, vendors: Mapping[str, Vendor], journal: Journal, random: Random
     ) -> None:
         self.metrics = Metrics()
+        self.instance = settings.poller.instance
         self._settings = settings
         self._vendors = vendors
         self._journal = journal
@@ -107,10 +112,8 @@ class Daemon:
             ExceptionGroup: of what made it end early: a JournalError, or a bug.
         """
         async with AsyncExitStack() as stack, asyncio.TaskGroup() as outer:
-            http = self._settings.http
-            if http.listen:
-                token = http.token.get_secret_value() if http.token else None
-                signals.url = await stack.enter_async_context(web.serve(http.listen, token, self))
+            if self._settings.http.listen:
+                signals.url = await self._serve(stack)
             for name, thread in self._journal.threads.items():
                 self._live.add(name, thread)
             others = [
@@ -132,6 +135,20 @@ class Daemon:
         living: Living,
     ) -> asyncio.Task[None]:
         return group.create_task(self._live.run(name, loop, living), name=name)
+
+    async def _serve(self, stack: AsyncExitStack) -> str:
+        """Serve HTTP as long as the stack lasts; gives the URL."""
+        http = self._settings.http
+        pages = stack.enter_context(open_pages(self._journal.path))
+        served = web.serve(
+            http.listen,
+            http.token.get_secret_value() if http.token else None,
+            self,
+            journal=self._journal,
+            pages=pages,
+            now_ms=now_ms,
+        )
+        return await stack.enter_async_context(served)
 
     async def _poll(self, signals: Signals) -> None:
         async with asyncio.TaskGroup() as polls:
@@ -297,6 +314,20 @@ class Daemon:
                 events, age_s = lags.get(source, (0, 0.0))
                 self.metrics.relay_lag_events.labels(relay.name, source).set(events)
                 self.metrics.relay_lag_seconds.labels(relay.name, source).set(age_s)
+
+    def source_status(self) -> list[answers.SourceStatus]:
+        """How it stands with every configured source."""
+        running = self._running.values()
+        return [source_status(one.settings, one.ledger, one.watch) for one in running]
+
+    def sinks(self) -> list[answers.Sink]:
+        """Every configured sink."""
+        return [answers.Sink(relay.name, relay.trouble, relay.cursor) for relay in self.relays]
+
+    def usual_ms(self, source: str, run: Known) -> Ms | None:
+        """How long a run like this usually takes, if that is known."""
+        running = self._running.get(source)
+        return running.ledger.usual_ms(run) if running and running.ledger else None
 
     async def _maintain(self) -> None:
         """Prune delivered events past retention, a few at a time; say where that is held up."""

@@ -17,6 +17,9 @@ SOURCE_SCHEMA = "urn:poller:schema:source-event:1"
 JOB_TYPE = "dev.poller.job."
 SOURCE_TYPE = "dev.poller.source."
 
+TYPES = (*(JOB_TYPE + state for state in State), SOURCE_TYPE + "down", SOURCE_TYPE + "up")
+"""Every type that an event can have."""
+
 MAX_EVENT_BYTES = 65_535
 MAX_MESSAGE_BYTES = 4096
 MAX_DETAIL_BYTES = 1024

@@ -6,6 +6,7 @@ import asyncio
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 
 import aiohttp
 import aiohttp.web
@@ -13,31 +14,12 @@ import pytest
 from aiohttp.test_utils import make_mocked_request
 from prometheus_client.parser import text_string_to_metric_families
 
-from poller import web
 from poller.errors import JournalError, PollerError
-from poller.telemetry import Metrics
 from poller.web.hosts import only_own
+from tests import served
+from tests.served import Patient
 
 TOKEN = "Pl4nted-T0ken-ü"
-
-
-class Patient:
-    """A daemon that is as the test says."""
-
-    def __init__(self, *troubles: str, error: PollerError | None = None) -> None:
-        self.metrics = Metrics()
-        self.refreshed = 0
-        self._troubles = troubles
-        self._error = error
-
-    async def troubles(self) -> list[str]:
-        if self._error is not None:
-            raise self._error
-        return list(self._troubles)
-
-    async def refresh_metrics(self) -> None:
-        self.refreshed += 1
-        self.metrics.runs.labels("a", "running").set(self.refreshed)
 
 
 class Stuck(Patient):
@@ -50,9 +32,12 @@ class Stuck(Patient):
 
 @asynccontextmanager
 async def serving(
-    health: web.Health, token: str | None = None, listen: str = "127.0.0.1:0"
+    folder: Path, facts: Patient | None = None, token: str | None = None
 ) -> AsyncIterator[aiohttp.ClientSession]:
-    async with web.serve(listen, token, health) as url, aiohttp.ClientSession(url) as session:
+    async with (
+        served.serving(folder, facts, token=token) as here,
+        aiohttp.ClientSession(here.url) as session,
+    ):
         yield session
 
 
@@ -63,36 +48,40 @@ def bearer(token: str, scheme: str = "Bearer") -> dict[str, str]:
 # Health
 
 
-async def test_healthz_says_that_the_process_runs_whatever_ails_it() -> None:
-    async with serving(Patient("redis: away")) as client, client.get("/healthz") as response:
+async def test_healthz_says_that_the_process_runs_whatever_ails_it(tmp_path: Path) -> None:
+    async with (
+        serving(tmp_path, Patient("redis: away")) as client,
+        client.get("/healthz") as response,
+    ):
         assert (response.status, await response.text()) == (200, "ok\n")
 
 
-async def test_readyz_is_200_if_nothing_is_wrong() -> None:
-    async with serving(Patient()) as client, client.get("/readyz") as response:
+async def test_readyz_is_200_if_nothing_is_wrong(tmp_path: Path) -> None:
+    async with serving(tmp_path, Patient()) as client, client.get("/readyz") as response:
         assert response.status == 200
         assert response.content_type == "application/json"
         assert await response.json() == {"ready": True, "reasons": []}
 
 
-async def test_readyz_is_503_with_every_reason() -> None:
+async def test_readyz_is_503_with_every_reason(tmp_path: Path) -> None:
     reasons = ["redis: nothing listens there", "source kylin-prod: the loop is stuck"]
-    async with serving(Patient(*reasons)) as client, client.get("/readyz") as response:
+    async with serving(tmp_path, Patient(*reasons)) as client, client.get("/readyz") as response:
         assert response.status == 503
         assert await response.json() == {"ready": False, "reasons": reasons}
 
 
-async def test_readyz_is_503_if_even_asking_fails() -> None:
-    patient = Patient(error=JournalError("journal.db: disk I/O error"))
-    async with serving(patient) as client, client.get("/readyz") as response:
+async def test_readyz_is_503_if_even_asking_fails(tmp_path: Path) -> None:
+    patient = Patient()
+    patient.error = JournalError("journal.db: disk I/O error")
+    async with serving(tmp_path, patient) as client, client.get("/readyz") as response:
         assert response.status == 503
         assert (await response.json())["reasons"] == ["journal.db: disk I/O error"]
 
 
 @pytest.mark.looptime
-async def test_readyz_is_503_within_five_seconds_if_the_daemon_is_stuck() -> None:
+async def test_readyz_is_503_within_five_seconds_if_the_daemon_is_stuck(tmp_path: Path) -> None:
     loop = asyncio.get_running_loop()
-    async with serving(Stuck()) as client:
+    async with serving(tmp_path, Stuck()) as client:
         began_s = loop.time()
         async with client.get("/readyz") as response:
             assert response.status == 503
@@ -103,9 +92,11 @@ async def test_readyz_is_503_within_five_seconds_if_the_daemon_is_stuck() -> Non
 # Metrics
 
 
-async def test_metrics_are_brought_up_to_date_and_in_the_format_that_they_claim() -> None:
+async def test_metrics_are_brought_up_to_date_and_in_the_format_that_they_claim(
+    tmp_path: Path,
+) -> None:
     patient = Patient()
-    async with serving(patient) as client:
+    async with serving(tmp_path, patient) as client:
         for number in (1, 2):
             async with client.get("/metrics") as response:
                 assert response.status == 200
@@ -118,7 +109,19 @@ async def test_metrics_are_brought_up_to_date_and_in_the_format_that_they_claim(
 
 # The token
 
-PATHS = ["/readyz", "/metrics", "/", "/api/v1/sources", "/healthz/", "/nowhere"]
+PATHS = [
+    "/readyz",
+    "/metrics",
+    "/",
+    "/openapi.json",
+    "/api/v1/sources",
+    "/api/v1/runs",
+    "/api/v1/runs/a/b/c",
+    "/api/v1/stats",
+    "/api/v1/events",
+    "/healthz/",
+    "/nowhere",
+]
 
 
 @pytest.mark.parametrize("path", PATHS)
@@ -137,34 +140,51 @@ PATHS = ["/readyz", "/metrics", "/", "/api/v1/sources", "/healthz/", "/nowhere"]
     ],
     ids=range(9),
 )
-async def test_every_path_but_healthz_wants_the_token(path: str, headers: dict[str, str]) -> None:
+async def test_every_path_but_healthz_wants_the_token(
+    tmp_path: Path, path: str, headers: dict[str, str]
+) -> None:
     async with (
-        serving(Patient(), TOKEN) as client,
+        serving(tmp_path, Patient(), TOKEN) as client,
         client.get(path, headers=headers) as response,
     ):
         assert response.status == 401
         assert response.headers["WWW-Authenticate"] == "Bearer"
-        assert await response.read() == b""
+        if path == "/":
+            assert response.content_type == "text/html"
+            assert "token" in await response.text()
+        else:
+            assert response.content_type == "application/problem+json"
+            assert await response.json() == {
+                "type": "about:blank",
+                "title": "Unauthorized",
+                "status": 401,
+                "detail": "the token is missing or wrong",
+            }
 
 
 @pytest.mark.parametrize("scheme", ["Bearer", "bearer", "BEARER"])
 @pytest.mark.parametrize(("path", "status"), [("/readyz", 200), ("/metrics", 200), ("/x", 404)])
-async def test_the_right_token_opens_every_path(path: str, status: int, scheme: str) -> None:
+async def test_the_right_token_opens_every_path(
+    tmp_path: Path, path: str, status: int, scheme: str
+) -> None:
     async with (
-        serving(Patient(), TOKEN) as client,
+        serving(tmp_path, Patient(), TOKEN) as client,
         client.get(path, headers=bearer(TOKEN, scheme)) as response,
     ):
         assert response.status == status
 
 
-async def test_healthz_wants_no_token() -> None:
-    async with serving(Patient(), TOKEN) as client, client.get("/healthz") as response:
+async def test_healthz_wants_no_token(tmp_path: Path) -> None:
+    async with serving(tmp_path, Patient(), TOKEN) as client, client.get("/healthz") as response:
         assert response.status == 200
 
 
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
-async def test_nothing_can_be_changed(method: str) -> None:
-    async with serving(Patient()) as client, client.request(method, "/readyz") as response:
+async def test_nothing_can_be_changed(tmp_path: Path, method: str) -> None:
+    async with (
+        serving(tmp_path, Patient()) as client,
+        client.request(method, "/readyz") as response,
+    ):
         assert response.status == 405
 
 
@@ -193,10 +213,10 @@ async def test_nothing_can_be_changed(method: str) -> None:
 )
 @pytest.mark.parametrize("path", ["/readyz", "/metrics"])
 async def test_without_a_token_only_calls_by_a_name_of_loopback_are_answered(
-    path: str, host: str, status: int
+    tmp_path: Path, path: str, host: str, status: int
 ) -> None:
     async with (
-        serving(Patient()) as client,
+        serving(tmp_path, Patient()) as client,
         client.get(path, headers={"Host": host}) as response,
     ):
         assert response.status == status
@@ -212,26 +232,27 @@ async def test_the_host_that_is_listened_on_is_a_name_of_ours(name: str, status:
     assert (await only_own("Box.lan")(request, handle)).status == status
 
 
-async def test_a_request_without_a_name_comes_from_no_browser() -> None:
-    async with web.serve("127.0.0.1:0", None, Patient()) as url:
-        reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+async def test_a_request_without_a_name_comes_from_no_browser(tmp_path: Path) -> None:
+    async with served.serving(tmp_path) as here:
+        port = int(here.url.rpartition(":")[2])
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         writer.write(b"GET /readyz HTTP/1.0\r\n\r\n")
         assert (await reader.readline()).split()[1] == b"200"
         writer.close()
 
 
-async def test_healthz_is_answered_by_every_name() -> None:
+async def test_healthz_is_answered_by_every_name(tmp_path: Path) -> None:
     async with (
-        serving(Patient()) as client,
+        serving(tmp_path, Patient()) as client,
         client.get("/healthz", headers={"Host": "evil.example.com"}) as response,
     ):
         assert response.status == 200
 
 
-async def test_who_has_the_token_may_call_by_any_name() -> None:
+async def test_who_has_the_token_may_call_by_any_name(tmp_path: Path) -> None:
     headers = {"Host": "poller.example.com", **bearer(TOKEN)}
     async with (
-        serving(Patient(), TOKEN) as client,
+        serving(tmp_path, Patient(), TOKEN) as client,
         client.get("/readyz", headers=headers) as response,
     ):
         assert response.status == 200
@@ -240,48 +261,48 @@ async def test_who_has_the_token_may_call_by_any_name() -> None:
 # The address
 
 
-async def test_an_address_that_is_taken_is_told_in_a_sentence() -> None:
+async def test_an_address_that_is_taken_is_told_in_a_sentence(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         listen = f"127.0.0.1:{taken.getsockname()[1]}"
         with pytest.raises(PollerError) as caught:
-            async with web.serve(listen, None, Patient()):
+            async with served.serving(tmp_path, listen=listen):
                 pass
     assert str(caught.value).startswith(f"http.listen: cannot listen on {listen}: ")
     assert str(caught.value).endswith("address already in use")
 
 
-async def test_a_host_that_is_none_is_told_in_a_sentence() -> None:
+async def test_a_host_that_is_none_is_told_in_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(PollerError, match=r"^http\.listen: cannot listen on 192\.0\.2\.1:0: \w+"):
-        async with web.serve("192.0.2.1:0", None, Patient()):
+        async with served.serving(tmp_path, listen="192.0.2.1:0"):
             pass
 
 
-async def test_it_listens_on_ipv6() -> None:
-    async with web.serve("[::1]:0", None, Patient()) as url:
-        assert url.startswith("http://[::1]:")
-        async with aiohttp.ClientSession(url) as client, client.get("/healthz") as response:
+async def test_it_listens_on_ipv6(tmp_path: Path) -> None:
+    async with served.serving(tmp_path, listen="[::1]:0") as here:
+        assert here.url.startswith("http://[::1]:")
+        async with here.client.get(f"{here.url}/healthz") as response:
             assert response.status == 200
 
 
-async def test_without_a_host_it_listens_everywhere() -> None:
-    async with web.serve(":0", TOKEN, Patient()) as url:
-        assert url.startswith("http://localhost:")
+async def test_without_a_host_it_listens_everywhere(tmp_path: Path) -> None:
+    async with served.serving(tmp_path, token=TOKEN, listen=":0") as here:
+        assert here.url.startswith("http://localhost:")
 
 
-async def test_the_port_is_free_again_when_the_context_ends() -> None:
-    async with web.serve("127.0.0.1:0", None, Patient()) as url:
-        listen = url.removeprefix("http://")
-    async with web.serve(listen, None, Patient()) as again:
-        assert again == url
+async def test_the_port_is_free_again_when_the_context_ends(tmp_path: Path) -> None:
+    async with served.serving(tmp_path) as here:
+        listen = here.url.removeprefix("http://")
+    async with served.serving(tmp_path, listen=listen) as again:
+        assert again.url == here.url
 
 
-async def test_an_idle_client_does_not_hold_up_the_end() -> None:
+async def test_an_idle_client_does_not_hold_up_the_end(tmp_path: Path) -> None:
     async with (
         asyncio.timeout(10),
         aiohttp.ClientSession() as client,
-        web.serve("127.0.0.1:0", None, Patient()) as url,
-        client.get(f"{url}/healthz") as response,
+        served.serving(tmp_path) as here,
+        client.get(f"{here.url}/healthz") as response,
     ):
         assert response.status == 200

@@ -98,6 +98,13 @@ class Pages:
             partial(_events, after=after, limit=limit, sources=sources, types=types)
         )
 
+    async def offset_at(self, at_ms: Ms) -> int | None:
+        """The offset after which the events stand that were observed since then; None: no such."""
+        sql = "SELECT min(offset) - 1 FROM events INDEXED BY events_of_source WHERE at_ms >= ?"
+        row = await self._run(lambda db: db.execute(sql, (at_ms,)).fetchone())
+        offset: int | None = row[0]
+        return offset
+
     async def oldest(self, after: int) -> Ms | None:
         """When the first event after an offset was observed."""
         sql = "SELECT at_ms FROM events WHERE offset > ? ORDER BY offset LIMIT 1"
