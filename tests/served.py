@@ -164,7 +164,9 @@ async def serving(
     async with AsyncExitStack() as stack:
         journal = await stack.enter_async_context(open_journal(folder / "journal.db"))
         pages = stack.enter_context(open_pages(journal.path))
-        client = await stack.enter_async_context(aiohttp.ClientSession())
+        client = await stack.enter_async_context(
+            aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        )
         facts = facts or Patient()
         base = await stack.enter_async_context(
             web.serve(listen, token, facts, journal=journal, pages=pages, now_ms=now_ms)

@@ -62,7 +62,7 @@ async def serve(
     app.router.add_get("/openapi.json", openapi.serve)
     app.router.add_get("/api/v1/sources", api.sources)
     app.router.add_get("/api/v1/runs", api.runs)
-    app.router.add_get("/api/v1/runs/{ids:.*}", api.run)
+    app.router.add_get("/api/v1/runs/{ids:(?s:.*)}", api.run)
     app.router.add_get("/api/v1/stats", api.stats)
     app.router.add_get("/api/v1/events", streams.stream, allow_head=False)
     runner = web.AppRunner(

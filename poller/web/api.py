@@ -111,7 +111,7 @@ class Api:
         given.check()
         first = self._now_ms() // _SLOT_MS - SLOTS + 1
         counts = [[0, 0] for _ in range(SLOTS)]
-        for source in dict.fromkeys(sources):
+        for source in sources:
             for slot, transitions, failures in await self._pages.tally(
                 source, first * _SLOT_MS, _SLOT_MS
             ):

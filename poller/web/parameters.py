@@ -37,7 +37,11 @@ class Parameters:
         for name in sorted(set(query)):
             if name not in known:
                 near = difflib.get_close_matches(name, known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"there are {', '.join(known)}"
+                hint = (
+                    f"did you mean {near[0]}?"
+                    if near
+                    else f"there are {', '.join(known) or 'none'}"
+                )
                 self.problems.append(f"{name}: unknown parameter; {hint}")
 
     def check(self) -> None:
@@ -62,7 +66,7 @@ class Parameters:
 
     def sources(self) -> list[str]:
         """The names of sources."""
-        names = self.many("source")
+        names = list(dict.fromkeys(self.many("source")))
         if not all(re.fullmatch(SOURCE_NAME, name) for name in names):
             self.problems.append("source: no name of a source, which has only a-z 0-9 _ -")
         return names
