@@ -69,7 +69,7 @@ class Board:
             active = sum(states.values()) - sum(ended.values()) - states["unknown"]
             read = [str(self.counts[name, broker]) for broker in ("redis", "mqtt")]
             table.add_row(name, str(active), *map(str, ended.values()), *read)
-        return Group(Text(), table, Text(f" {url}/metrics   Ctrl-C ends", style="dim"))
+        return Group(Text(), table, Text(f" board: {url}   Ctrl-C ends", style="dim"))
 
 
 def line(event: Event, colours: Mapping[str, str]) -> Text:
@@ -228,7 +228,8 @@ def _introduce(console: Console, redis: brokers.Broker, mqtt: brokers.Broker, ur
     console.print(f"five simulated vendors are polled every 500 ms (process {os.getpid()})")
     console.print(f"  redis   {redis.url}  ({redis.name})  streams poller:{{<source>}}:events")
     console.print(f"  mqtt    {mqtt.url}  ({mqtt.name})  topics jobs/<source>/<job>/events/<state>")
-    console.print(f"  http    {url}/readyz  {url}/metrics")
+    console.print(f"  board   {url}")
+    console.print(f"  http    {url}/readyz  {url}/metrics  {url}/openapi.json")
     console.print("each event below was read back from both brokers:\n")
 
 
