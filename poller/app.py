@@ -329,6 +329,11 @@ class Daemon:
         running = self._running.get(source)
         return running.ledger.usual_ms(run) if running and running.ledger else None
 
+    def progress(self, source: str, run: Known) -> float | None:
+        """How far a run is, from 0 to 1, as the last poll has shown."""
+        running = self._running.get(source)
+        return running.ledger.progress.get(run.key) if running and running.ledger else None
+
     async def _maintain(self) -> None:
         """Prune delivered events past retention, a few at a time; say where that is held up."""
         retention_s = self._settings.poller.retention_s

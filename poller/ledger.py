@@ -21,7 +21,7 @@ from poller.events import (
     source_event,
 )
 from poller.journal import Journal
-from poller.known import Commit, Condition, Durations, Index, Known, Memory, key_of
+from poller.known import Commit, Condition, Durations, Index, Key, Known, Memory, key_of
 from poller.runs import Ms, Seen, State
 from poller.telemetry import Metrics
 
@@ -53,6 +53,9 @@ class Ledger:
     """What is known of one source, in memory and in the journal, always in step.
 
     Made by `open_ledger`.
+
+    Attributes:
+        progress: how far watched runs are, from 0 to 1; only in memory.
     """
 
     def __init__(
@@ -83,6 +86,7 @@ class Ledger:
         self._saved_ms = condition.last_good_ms or 0
         self._states = Counter(run.state for run in index.runs.values())
         self._durations = Durations(index.runs.values())
+        self.progress: dict[Key, float] = {}
         self._unmapped: set[str] = set()
 
     def memory(self, now_ms: Ms, *, whole: bool, resync_s: float, rate_per_s: float) -> Memory:
@@ -139,15 +143,23 @@ class Ledger:
             if then.fingerprint != seen.fingerprint:
                 then = msgspec.structs.replace(then, fingerprint=seen.fingerprint)
             self._put(then, sighting.at_ms)
+            if then.watched and seen.progress is not None:
+                self.progress[then.key] = seen.progress
             if seen.unmapped:
                 self._warn_of(seen)
         if runs or dropped or events:
             await self._commit(runs=runs, dropped=dropped, events=events)
 
-    def shown(self, runs: Sequence[Known], at_ms: Ms) -> None:
-        """These runs are as they were."""
+    def shown(
+        self, runs: Sequence[Known], at_ms: Ms, progress: Mapping[Key, float] | None = None
+    ) -> None:
+        """These runs are as they were, but for how far they are."""
         for run in runs:
             self.index.shown(run, at_ms)
+        for key, share in (progress or {}).items():
+            run_ = self.index.runs.get(key)
+            if run_ is not None and run_.watched:
+                self.progress[key] = share
 
     async def vanished(self, run: Known, sighting: Sighting) -> None:
         """Nobody can tell what became of this run.
@@ -284,6 +296,7 @@ class Ledger:
         if key_of(job_id, run_id) in self.index.runs:
             self._drop(provisional)
         else:
+            self.progress.pop(key, None)
             self.index.rename(job_id, provisional_id, run_id)
         return True
 
@@ -294,10 +307,12 @@ class Ledger:
             if old is not None:
                 self._states[old.state] -= 1
             self._durations.note(run)
+            self.progress.pop(run.key, None)
         self.index.put(run, at_ms)
 
     def _drop(self, run: Known) -> None:
         self._states[run.state] -= 1
+        self.progress.pop(run.key, None)
         self.index.drop(run.key)
 
     def _drafts(self, transitions: Iterable[Transition], sighting: Sighting) -> list[Draft]:

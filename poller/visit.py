@@ -197,7 +197,7 @@ class Visitor:
                 self._hold(seen, sighting, request)
         if ready:
             await ledger.take(ready, sighting)
-        ledger.shown(page.shown, at_ms)
+        ledger.shown(page.shown, at_ms, page.progress)
         ledger.note(page.marks)
         for job_id, run_id in page.gone:
             known = ledger.index.runs.get(key_of(job_id, run_id))

@@ -13,7 +13,7 @@ import msgspec
 import pydantic
 
 from poller.errors import Invalid, Limited, Rejected, Unreachable
-from poller.known import Known, Memory
+from poller.known import Key, Known, Memory
 from poller.redaction import Redaction
 from poller.runs import Ms, Seen, State
 from poller.world import Kind, World
@@ -76,6 +76,7 @@ class Page:
     Attributes:
         runs: rows in the order to be taken; earlier attempts (`past`) before the present one.
         shown: known runs that this answer shows to be exactly as they were.
+        progress: how far runs of this answer are, from 0 to 1, by their key; no news, for people.
         follow: further questions it calls for.
         complete: the scope whose active runs are all listed once this page, and all that the same
             first question led to, have been read; None for a feed of changes and for answers
@@ -88,6 +89,7 @@ class Page:
 
     runs: Sequence[Seen] = ()
     shown: Sequence[Known] = ()
+    progress: Mapping[Key, float] = field(default_factory=dict)
     follow: Sequence[Request] = ()
     complete: str | None = None
     gone: Sequence[tuple[str, str]] = ()

@@ -34,7 +34,11 @@ class Patient:
         self.statuses = [source_status(name) for name in sources]
         self.relays: list[Sink] = []
         self.usual: dict[tuple[str, str], Ms] = {}
+        self.done: dict[tuple[str, str], float] = {}
         self._troubles = troubles
+
+    def progress(self, source: str, run: Known) -> float | None:
+        return self.done.get((source, run.run_id))
 
     async def troubles(self) -> list[str]:
         if self.error is not None:

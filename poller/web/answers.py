@@ -201,12 +201,18 @@ class Facts(Protocol):
     def usual_ms(self, source: str, run: Known) -> Ms | None:
         """How long a run like this usually takes, if that is known."""
 
+    def progress(self, source: str, run: Known) -> float | None:
+        """How far a run is, from 0 to 1, as the last poll has shown."""
 
-def run_status(source: str, run: Known, told: bytes | None, usual_ms: Ms | None) -> RunStatus:
-    """What is known of a run, and what its newest event tells."""
+
+def run_status(source: str, run: Known, told: bytes | None, facts: Facts) -> RunStatus:
+    """What is known of a run, what its newest event tells, and what the daemon has in mind."""
     newest = None if told is None else _TOLD.decode(told).data
     if newest is not None and newest.state is not run.state:
         newest = None
+    usual_ms, progress = facts.usual_ms(source, run), facts.progress(source, run)
+    if progress is None and newest is not None:
+        progress = newest.run.progress
     return RunStatus(
         source=source,
         job=run.job,
@@ -216,7 +222,7 @@ def run_status(source: str, run: Known, told: bytes | None, usual_ms: Ms | None)
             queued_at=instant(run.queued_ms),
             started_at=instant(run.started_ms),
             ended_at=instant(run.ended_ms),
-            progress=newest.run.progress if newest else None,
+            progress=progress,
         ),
         state=run.state,
         substate=run.substate,

@@ -128,7 +128,7 @@ class Api:
         return [status.source for status in self._facts.source_status()]
 
     def _status(self, source: str, run: Known, told: bytes | None) -> RunStatus:
-        return run_status(source, run, told, self._facts.usual_ms(source, run))
+        return run_status(source, run, told, self._facts)
 
 
 def answer(value: object) -> web.Response:

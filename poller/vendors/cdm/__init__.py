@@ -150,14 +150,16 @@ def parse(options: Options, request: Request, response: Response, memory: Memory
         page = _last_run(options, asked, runs[-1], memory)
     else:
         page = Page(marks={} if bad else _noted(memory, asked, ""))
-    news, shown = [], []
+    news, shown, progress = [], [], {}
     for seen in page.runs:
         known = memory.get(seen.job.id, seen.run_id)
         if known is None or known.vanished or known.fingerprint != seen.fingerprint:
             news.append(seen)
         else:
             shown.append(known)
-    return replace(page, runs=news, shown=shown, bad=bad)
+            if seen.progress is not None:
+                progress[known.key] = seen.progress
+    return replace(page, runs=news, shown=shown, progress=progress, bad=bad)
 
 
 def _jobs(options: Options, asked: _Listing, body: bytes, memory: Memory) -> Page:

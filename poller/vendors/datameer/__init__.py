@@ -17,7 +17,7 @@ import msgspec
 import pydantic
 
 from poller.errors import Invalid
-from poller.known import Known, Memory
+from poller.known import Known, Memory, key_of
 from poller.runs import TERMINAL, Job, Ms, Seen, State
 from poller.settings import Seconds
 from poller.simulated.datameer import KINDS, render
@@ -163,10 +163,12 @@ def _listing(options: DatameerOptions, response: Response, memory: Memory) -> Pa
     named = {(str(row.job), str(row.execution)) for row in rows}
     found = [_active(options, row, named, memory) for row in rows if has_run(row.status)]
     runs = [run for run in found if isinstance(run, Seen)]
+    shares = {key_of(str(row.job), str(row.execution)): share(row.progress) for row in rows}
     fresh = {str(row.job): UNREAD for row in rows if str(row.job) not in memory.marks}
     return Page(
         runs=runs,
         shown=[run for run in found if isinstance(run, Known)],
+        progress={key: done for key, done in shares.items() if done is not None},
         follow=[_history_of(_Sweep(job)) for job in fresh],
         complete="",
         marks=_first((row.execution or 0 for row in rows), memory) | fresh,

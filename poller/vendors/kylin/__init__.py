@@ -141,7 +141,15 @@ def _read_list(asked: _Asked, response: Response, memory: Memory) -> Page:
         follow = [_question(replace(asked, page=0, again=True))]
     elif asked.whole and asked.window >= _WEEK:
         marks = {f"swept:{asked.project}": str(memory.now_ms)}
-    return Page(runs=runs, shown=shown, follow=follow, marks=marks, bad=bad, notes=notes)
+    return Page(
+        runs=runs,
+        shown=shown,
+        progress={row.id: row.share for row in rows if row.share is not None},
+        follow=follow,
+        marks=marks,
+        bad=bad,
+        notes=notes,
+    )
 
 
 def _rows(response: Response, page: int = 0) -> tuple[Sequence[Row], list[BadRow], bool]:

@@ -89,6 +89,12 @@ class Row(msgspec.Struct, kw_only=True):
     steps: list[Step] | None = None
 
     @property
+    def share(self) -> float | None:
+        """How far it is, from 0 to 1."""
+        done = self.progress
+        return done / self.full if isinstance(done, float) and 0 <= done <= self.full else None
+
+    @property
     def fingerprint(self) -> int:
         """Of state and times; progress and the like change all the time."""
         times = (self.create_time, self.exec_start_time, self.exec_end_time)
@@ -141,7 +147,6 @@ def see(row: Row) -> Seen:
     stopped_ms = epoch_ms(row.exec_end_time)
     if state is State.CANCELED and started_ms == stopped_ms:
         started_ms = None
-    done = row.progress
     detail = {"target_subject": row.target_subject, "tag": row.tag}
     seen = Seen(
         job=Job(id=row.id, name=row.job_name, group=row.project, owner=row.submitter),
@@ -153,7 +158,7 @@ def see(row: Row) -> Seen:
         queued_ms=queued_ms,
         started_ms=started_ms,
         ended_ms=stopped_ms if state in TERMINAL else None,
-        progress=done / row.full if isinstance(done, float) and 0 <= done <= row.full else None,
+        progress=row.share,
         detail=_scalars(detail),
         scope=row.version,
         unmapped=unmapped,
