@@ -35,7 +35,7 @@ def source_status(source: Source, ledger: Ledger | None, watch: Watch | None) ->
         interval_s=source.interval_s,
         idle_interval_s=source.idle_interval_s,
         rate_per_s=source.rate_per_s,
-        budget_used=watch.budget_used if watch else 0.0,
+        budget_used=round(watch.budget_used, 4) if watch else 0.0,
         runs=dict(ledger.states) if ledger else dict.fromkeys(State, 0),
     )
 
@@ -54,6 +54,5 @@ def _latency(watch: Watch | None) -> Latency | None:
     took_s = list(watch.took_s) if watch else []
     if not took_s:
         return None
-    return Latency(
-        last_s=took_s[-1], median_s=median(took_s), longest_s=max(took_s), polls=len(took_s)
-    )
+    last_s, median_s, longest_s = (round(s, 3) for s in (took_s[-1], median(took_s), max(took_s)))
+    return Latency(last_s=last_s, median_s=median_s, longest_s=longest_s, polls=len(took_s))
