@@ -29,7 +29,8 @@ def document() -> Node:
         "info": {
             "title": "poller",
             "version": __version__,
-            "description": "What is polled, what runs, and what has happened. Nothing is changed.",
+            "description": "What is polled, what runs, what has happened; nothing can be changed"
+            " here. A parameter that is empty counts as not given.",
         },
         "paths": {
             "/api/v1/sources": _get("How it stands with sources and sinks", schema[Status]),
@@ -137,7 +138,7 @@ _RUNS = [
         "At most so many",
         {"type": "integer", "minimum": 1, "maximum": MAX_LIMIT, "default": DEFAULT_LIMIT},
     ),
-    _query("cursor", "`next` of the page before", {"type": "string"}),
+    _query("cursor", "`next` of the page before", {"type": "string", "format": "cursor"}),
 ]
 _RUN = [
     {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
