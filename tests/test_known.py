@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from poller.known import Index, Known, Memory, key_of
+from poller.known import Durations, Index, Known, Memory, key_of
 from poller.runs import TERMINAL, Job, State
 
 
@@ -206,3 +206,73 @@ def test_a_memory_shows_what_the_index_holds() -> None:
 def test_what_is_known_of_a_run_survives_json() -> None:
     run = run_of("a", told=7, marker="2", was="x@1", floor_ms=3, changed_ms=9)
     assert msgspec.json.decode(msgspec.json.encode(run), type=Known) == run
+
+
+# How long runs take
+
+
+def finished(number: int, took_ms: int, **fields: Any) -> Known:
+    run = Known(job=Job("j"), run_id=str(number), state=State.SUCCEEDED)
+    times = {"started_ms": number * 1000, "ended_ms": number * 1000 + took_ms}
+    return msgspec.structs.replace(run, **(times | fields))
+
+
+ANY = Known(job=Job("j"), run_id="x", state=State.RUNNING)
+
+
+def test_the_usual_duration_is_the_median_of_the_nine_that_ended_last() -> None:
+    runs = [finished(number, 10 * number) for number in range(1, 21)]
+    for order in (runs, runs[::-1]):
+        assert Durations(order).usual_ms(ANY) == 160
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"state": State.FAILED},
+        {"state": State.RUNNING},
+        {"started_ms": None},
+        {"ended_ms": None},
+        {"job": Job("other")},
+    ],
+)
+def test_only_runs_of_the_job_that_succeeded_tell_how_long_it_takes(fields: dict[str, Any]) -> None:
+    durations = Durations([finished(number, 10) for number in range(1, 3)])
+    durations.note(finished(3, 30, **fields))
+    assert durations.usual_ms(ANY) is None
+    durations.note(finished(4, 20))
+    assert durations.usual_ms(ANY) == 10
+
+
+def test_jobs_that_run_once_are_alike_if_they_have_the_same_name_and_group() -> None:
+    runs = [
+        finished(number, took_ms, job=Job(str(number), name, group))
+        for number, took_ms, name, group in [
+            (1, 10, "build", "a"),
+            (2, 20, "build", "a"),
+            (3, 30, "build", "a"),
+            (4, 99, "build", "b"),
+            (5, 99, None, "a"),
+        ]
+    ]
+    durations = Durations(runs)
+    assert durations.usual_ms(finished(9, 0, job=Job("9", "build", "a"))) == 20
+    assert durations.usual_ms(finished(9, 0, job=Job("9", "build", "b"))) is None
+    assert durations.usual_ms(finished(9, 0, job=Job("9", None, "a"))) is None
+
+
+def test_a_clock_that_runs_backwards_makes_no_negative_duration() -> None:
+    assert Durations([finished(number, -500) for number in (1, 2, 3)]).usual_ms(ANY) == 0
+
+
+def test_of_very_many_jobs_those_that_have_not_run_for_long_are_forgotten() -> None:
+    durations = Durations(finished(number, 10) for number in (1, 2, 3))
+    for number in range(10_000):
+        durations.note(finished(number, 10, job=Job(f"other {number}")))
+    assert durations.usual_ms(ANY) is None
+
+
+def test_a_run_is_in_its_state_since_it_was_told_so() -> None:
+    run = Known(job=Job("j"), run_id="1", state=State.RUNNING, changed_ms=7)
+    assert run.since_ms == 7
+    assert msgspec.structs.replace(run, last_ms=5).since_ms == 5

@@ -343,3 +343,70 @@ async def test_what_was_shown_before_the_clock_was_set_back_is_old(journal: Memo
     assert [run.run_id for run in unseen()] == ["1", "2"]
     ledger.shown([ledger.index.runs["j", "1"]], T0 + 100)
     assert [run.run_id for run in unseen()] == ["2"]
+
+
+# What people look at
+
+
+async def test_why_polls_fail_is_kept_over_a_restart_until_one_is_good(
+    journal: MemoryJournal,
+) -> None:
+    ledger = await opened(journal)
+    await ledger.failed(Unreachable("x:1: nothing listens there"), T0)
+    again = (await opened(journal)).condition
+    assert (again.reason, again.message) == ("unreachable", "x:1: nothing listens there")
+    await ledger.good(T0 + 1, T0 + 2, contact_done=True)
+    again = (await opened(journal)).condition
+    assert (again.reason, again.message) == (None, None)
+
+
+async def test_an_events_run_is_written_beside_it(journal: MemoryJournal) -> None:
+    ledger = await opened(journal)
+    await ledger.take([seen("1", "running"), seen("2", "queued")], later(1))
+    await ledger.failed(Rejected("no"), T0 + 2)
+    drafts = [draft for commit in journal.commits for draft in commit.events]
+    assert [(draft.job_id, draft.run_id) for draft in drafts] == [("j", "1"), ("j", "2"), ("", "")]
+
+
+async def test_progress_is_that_of_the_last_answer_while_the_run_is_watched(
+    journal: MemoryJournal,
+) -> None:
+    ledger = await opened(journal)
+    await ledger.take([seen("1", "running", progress=0.1), seen("2", "running")], later(1))
+    await ledger.take([seen("3", "succeeded", progress=1.0)], later(1))
+    assert ledger.progress == {("j", "1"): 0.1}
+    shown = list(ledger.index.runs.values())
+    ledger.shown(shown, T0 + 2, {("j", "1"): 0.4, ("j", "2"): 0.2, ("j", "3"): 1.0, "nobody": 0.5})
+    assert ledger.progress == {("j", "1"): 0.4, ("j", "2"): 0.2}
+    await ledger.take([seen("1", "failed", progress=0.5)], later(3))
+    await ledger.vanished(ledger.index.runs["j", "2"], later(3))
+    assert ledger.progress == {}
+
+
+async def test_a_run_that_gets_its_real_id_begins_with_the_progress_shown_then(
+    journal: MemoryJournal,
+) -> None:
+    ledger = await opened(journal)
+    await ledger.take([seen("j@1", "running", progress=0.1)], later(1))
+    await ledger.take([seen("7", "running", was="j@1", progress=0.2)], later(2))
+    assert ledger.progress == {("j", "7"): 0.2}
+
+
+async def test_how_long_runs_usually_take_is_learnt_and_known_after_a_restart(
+    journal: MemoryJournal,
+) -> None:
+    ledger = await opened(journal)
+    for number, took_ms in enumerate((100, 300, 200)):
+        assert ledger.usual_ms(Known(job=Job("j"), run_id="x", state=State.RUNNING)) is None
+        stamps = {"started_ms": T0, "ended_ms": T0 + took_ms}
+        await ledger.take([seen(str(number), "succeeded", **stamps)], later(number))
+    for known_by in (ledger, await opened(journal)):
+        assert known_by.usual_ms(Known(job=Job("j"), run_id="x", state=State.RUNNING)) == 200
+
+
+async def test_runs_are_counted_by_state(journal: MemoryJournal) -> None:
+    ledger = await opened(journal)
+    await ledger.take([seen("1", "running"), seen("2", "running"), seen("3", "failed")], later(0))
+    await ledger.take([seen("1", "succeeded")], later(1))
+    counts = {state: count for state, count in ledger.states.items() if count}
+    assert counts == {State.RUNNING: 1, State.FAILED: 1, State.SUCCEEDED: 1}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from random import Random
 
 import pytest
@@ -136,3 +137,21 @@ def test_questions_to_be_spread_fill_the_interval_evenly_and_the_others_do_not_w
     spread: list[bool], expected_s: list[float]
 ) -> None:
     assert delays_s(spread, 10) == expected_s
+
+
+def test_the_budget_used_fades_within_minutes() -> None:
+    bucket = Bucket(rate_per_s=2, burst=3)
+    assert bucket.used(0) == 0
+    for _ in range(12):
+        bucket.take(100)
+    assert bucket.used(100) == pytest.approx(0.1)
+    assert bucket.used(160) == pytest.approx(0.1 / math.e)
+    assert bucket.used(1000) < 0.001
+    assert bucket.used(50) == pytest.approx(0.1)  # a clock that is behind takes nothing away
+
+
+def test_a_source_asked_as_often_as_it_may_be_uses_all_of_its_budget() -> None:
+    bucket = Bucket(rate_per_s=2, burst=3)
+    for half_seconds in range(2000):
+        bucket.take(half_seconds / 2)
+    assert bucket.used(999.5) == pytest.approx(1, rel=0.02)

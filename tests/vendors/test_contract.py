@@ -112,6 +112,25 @@ def test_what_it_reads_is_what_the_world_holds(vendor: Vendor, seed: int) -> Non
 
 
 @each
+def test_a_run_that_is_as_it_was_but_further_on_tells_how_far(vendor: Vendor) -> None:
+    world, index = living(vendor), Index()
+    found = runs(read(vendor, options(vendor), memory(world), serve(vendor, world)))
+    before = {remember(index, seen).key: seen.progress for seen in reversed(found)}
+    world.advance(world.now_ms + 400)
+    pages = read(vendor, options(vendor), memory(world, index), serve(vendor, world))
+    now = {key: share for page in pages for key, share in page.progress.items()}
+    shown = {known.key for page in pages for known in page.shown if known.watched}
+    further = [
+        (share, now[key])
+        for key, share in before.items()
+        if share is not None and key in now and key in shown
+    ]
+    tells = any(share is not None for share in before.values())
+    assert any(was < is_ for was, is_ in further) == tells
+    assert all(0 <= was <= is_ <= 1 for was, is_ in further)
+
+
+@each
 def test_every_state_that_it_can_show_is_read(vendor: Vendor) -> None:
     states = set()
     world = World(kinds=vendor.kinds, seed=5, jobs=25, now_ms=BEGAN)
