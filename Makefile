@@ -6,7 +6,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test soak check format clean
+.PHONY: help demo test soak check format screenshots clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +25,9 @@ check: $(VENV)/check ## format, lint, types, layers, dependencies
 
 format: $(VENV)/check ## format and mend what can be mended
 	$(BIN)/ruff format . && $(BIN)/ruff check --fix .
+
+screenshots: $(VENV)/test ## pictures of the board into docs/, of a living demo; wants chromium
+	$(BIN)/python scripts/screenshots.py
 
 clean: ## remove the virtual environment and caches
 	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

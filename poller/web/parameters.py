@@ -7,10 +7,10 @@ import binascii
 import datetime
 import difflib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Protocol
 
 import msgspec
-from multidict import MultiMapping
 
 from poller.events import TYPES
 from poller.journal.pages import Place
@@ -23,6 +23,16 @@ MAX_LIMIT = 500
 _MAX_MS = 1 << 53
 
 
+class Query(Protocol):
+    """Names and values, in which a name may come more than once."""
+
+    def __iter__(self) -> Iterator[str]:
+        """The names."""
+
+    def getall(self, key: str, default: list[str], /) -> list[str]:
+        """The values of a name."""
+
+
 class Parameters:
     """The parameters of one request; empty ones count as not given.
 
@@ -30,7 +40,7 @@ class Parameters:
         problems: what is wrong with them, a sentence each.
     """
 
-    def __init__(self, query: MultiMapping[str], known: Iterable[str]) -> None:
+    def __init__(self, query: Query, known: Iterable[str]) -> None:
         self.problems: list[str] = []
         self._query = query
         known = sorted(known)

@@ -62,8 +62,6 @@ class Streams:
         except TimeoutError:
             if request.transport is not None:
                 request.transport.abort()
-        except ConnectionError:
-            pass  # the client has gone
         finally:
             self._open -= 1
         return response
