@@ -44,6 +44,7 @@ _STEP_S = 30.0
 """No step of maintenance or of a reload takes longer."""
 _LOOK_S = 2.0
 """Who asks how the daemon is waits no longer for the journal."""
+_FRESH_POLLS = 4
 
 
 def now_ms() -> Ms:
@@ -330,9 +331,13 @@ class Daemon:
         return running.ledger.usual_ms(run) if running and running.ledger else None
 
     def progress(self, source: str, run: Known) -> float | None:
-        """How far a run is, from 0 to 1, as the last poll has shown."""
+        """How far a run is, from 0 to 1, if one of the last polls has shown it."""
         running = self._running.get(source)
-        return running.ledger.progress.get(run.key) if running and running.ledger else None
+        if running is None or running.ledger is None:
+            return None
+        share, shown_ms = running.ledger.progress.get(run.key, (None, 0))
+        fresh_ms = int(_FRESH_POLLS * running.settings.interval_s * 1000)
+        return share if now_ms() - shown_ms <= fresh_ms else None
 
     async def _maintain(self) -> None:
         """Prune delivered events past retention, a few at a time; say where that is held up."""

@@ -55,7 +55,7 @@ class Ledger:
     Made by `open_ledger`.
 
     Attributes:
-        progress: how far watched runs are, from 0 to 1; only in memory.
+        progress: how far watched runs are, from 0 to 1, and when that was shown; only in memory.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Ledger:
         self._saved_ms = condition.last_good_ms or 0
         self._states = Counter(run.state for run in index.runs.values())
         self._durations = Durations(index.runs.values())
-        self.progress: dict[Key, float] = {}
+        self.progress: dict[Key, tuple[float, Ms]] = {}
         self._unmapped: set[str] = set()
 
     def memory(self, now_ms: Ms, *, whole: bool, resync_s: float, rate_per_s: float) -> Memory:
@@ -144,7 +144,7 @@ class Ledger:
                 then = msgspec.structs.replace(then, fingerprint=seen.fingerprint)
             self._put(then, sighting.at_ms)
             if then.watched and seen.progress is not None:
-                self.progress[then.key] = seen.progress
+                self.progress[then.key] = seen.progress, sighting.at_ms
             if seen.unmapped:
                 self._warn_of(seen)
         if runs or dropped or events:
@@ -159,7 +159,7 @@ class Ledger:
         for key, share in (progress or {}).items():
             run_ = self.index.runs.get(key)
             if run_ is not None and run_.watched:
-                self.progress[key] = share
+                self.progress[key] = share, at_ms
 
     async def vanished(self, run: Known, sighting: Sighting) -> None:
         """Nobody can tell what became of this run.

@@ -374,10 +374,10 @@ async def test_progress_is_that_of_the_last_answer_while_the_run_is_watched(
     ledger = await opened(journal)
     await ledger.take([seen("1", "running", progress=0.1), seen("2", "running")], later(1))
     await ledger.take([seen("3", "succeeded", progress=1.0)], later(1))
-    assert ledger.progress == {("j", "1"): 0.1}
+    assert ledger.progress == {("j", "1"): (0.1, T0 + 1)}
     shown = list(ledger.index.runs.values())
     ledger.shown(shown, T0 + 2, {("j", "1"): 0.4, ("j", "2"): 0.2, ("j", "3"): 1.0, "nobody": 0.5})
-    assert ledger.progress == {("j", "1"): 0.4, ("j", "2"): 0.2}
+    assert ledger.progress == {("j", "1"): (0.4, T0 + 2), ("j", "2"): (0.2, T0 + 2)}
     await ledger.take([seen("1", "failed", progress=0.5)], later(3))
     await ledger.vanished(ledger.index.runs["j", "2"], later(3))
     assert ledger.progress == {}
@@ -389,7 +389,7 @@ async def test_a_run_that_gets_its_real_id_begins_with_the_progress_shown_then(
     ledger = await opened(journal)
     await ledger.take([seen("j@1", "running", progress=0.1)], later(1))
     await ledger.take([seen("7", "running", was="j@1", progress=0.2)], later(2))
-    assert ledger.progress == {("j", "7"): 0.2}
+    assert ledger.progress == {("j", "7"): (0.2, T0 + 2)}
 
 
 async def test_how_long_runs_usually_take_is_learnt_and_known_after_a_restart(

@@ -202,7 +202,7 @@ class Facts(Protocol):
         """How long a run like this usually takes, if that is known."""
 
     def progress(self, source: str, run: Known) -> float | None:
-        """How far a run is, from 0 to 1, as the last poll has shown."""
+        """How far a run is, from 0 to 1, if one of the last polls has shown it."""
 
 
 def run_status(source: str, run: Known, told: bytes | None, facts: Facts) -> RunStatus:
@@ -211,7 +211,7 @@ def run_status(source: str, run: Known, told: bytes | None, facts: Facts) -> Run
     if newest is not None and newest.state is not run.state:
         newest = None
     usual_ms, progress = facts.usual_ms(source, run), facts.progress(source, run)
-    if progress is None and newest is not None:
+    if newest is not None and not run.watched:
         progress = newest.run.progress
     return RunStatus(
         source=source,

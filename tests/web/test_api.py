@@ -79,7 +79,8 @@ async def test_a_run_is_told_with_all_that_is_known(here: Served, patient: Patie
         started_ms=NOW_MS - 60_000,
     )
     patient.usual["a", "1"] = 45_500
-    told = draft(run, progress=0.25)
+    patient.done["a", "1"] = 0.25
+    told = draft(run, progress=0.05)
     await here.journal.commit(Commit(source="a", runs=[run], events=[told]))
     assert await here.get("/api/v1/runs") == {
         "runs": [
