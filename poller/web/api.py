@@ -10,7 +10,7 @@ from aiohttp import web
 
 from poller import __version__
 from poller.errors import JournalError
-from poller.events import rfc3339
+from poller.events import JobEvent, decode, rfc3339
 from poller.journal import Journal
 from poller.journal.pages import Pages, Wanted
 from poller.known import Known
@@ -97,6 +97,9 @@ class Api:
         if run is None:
             raise RequestProblem(404, f"source {source} has no run {run_id} of job {job_id}")
         bodies = await self._pages.events_of(source, job_id, run_id, MAX_EVENTS + 1)
+        if bodies and (provisional_id := _provisional_id(bodies[-1])):
+            left = MAX_EVENTS + 1 - len(bodies)
+            bodies += await self._pages.events_of(source, job_id, provisional_id, left)
         detail = {
             "run": self._status(source, run, bodies[0] if bodies else None),
             "events": [msgspec.Raw(body) for body in reversed(bodies[:MAX_EVENTS])],
@@ -148,6 +151,13 @@ def _ids(request: web.Request) -> list[str]:
             404, "wanted /api/v1/runs/<source>/<job>/<run>, each percent-encoded, / as %2F"
         )
     return ids
+
+
+def _provisional_id(body: bytes) -> str | None:
+    """Under which id the run was told before this event, if it had another."""
+    event = decode(body)
+    found = event.data.detail.get("provisional_id") if isinstance(event, JobEvent) else None
+    return found if isinstance(found, str) else None
 
 
 def _trouble(journal: Journal) -> str | None:

@@ -208,6 +208,7 @@ async def test_a_vendors_outage_ends_no_run(name: str, tmp_path: Path, redis_url
 async def test_the_demo_shows_events_of_all_five_from_both_brokers() -> None:
     code, out, err = await output("demo", "--seconds", "12")
     assert code == 0, err
+    assert "  board   http://127.0.0.1:" in out
     for name in BUILT_IN:
         assert f" {name} " in out, out
     last = out.strip().splitlines()[-1].split()

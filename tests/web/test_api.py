@@ -190,6 +190,16 @@ async def test_a_run_is_told_with_its_events(here: Served) -> None:
     assert detail["more"] is False
 
 
+async def test_what_was_told_under_a_provisional_id_belongs_to_the_run(here: Served) -> None:
+    await here.tell(known("j@1", State.QUEUED))
+    run = known("7", State.RUNNING)
+    told = draft(run, sequence=2, detail={"provisional_id": "j@1"})
+    await here.journal.commit(Commit(source="a", runs=[run], events=[told], dropped=[("j", "j@1")]))
+    await here.tell(known("7", State.SUCCEEDED))
+    detail = await here.get("/api/v1/runs/a/j/7")
+    assert [event["subject"] for event in detail["events"]] == ["j@1", "7", "7"]
+
+
 async def test_of_very_many_events_the_newest_are_told(here: Served) -> None:
     run = known("1")
     drafts = [draft(run, sequence=number) for number in range(1, 503)]
