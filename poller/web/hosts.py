@@ -12,6 +12,8 @@ from urllib.parse import urlsplit
 from aiohttp import hdrs, web
 from aiohttp.typedefs import Handler, Middleware
 
+from poller.web.problems import problem
+
 
 def only_own(host: str) -> Middleware:
     """Answer requests for loopback, and for the host that is listened on, and no others.
@@ -25,8 +27,8 @@ def only_own(host: str) -> Middleware:
         name = _name(request.headers.get(hdrs.HOST, "localhost"))
         if request.path == "/healthz" or name in own or _is_loopback(name):
             return await handler(request)
-        text = "this name is not mine: call me by the address of http.listen, or set http.token\n"
-        return web.Response(status=421, text=text)
+        text = "this name is not mine: call me by the address of http.listen, or set http.token"
+        return problem(421, text)
 
     return guard
 
