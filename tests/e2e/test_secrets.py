@@ -57,6 +57,7 @@ BY_ENV = {
 ISSUED = "Zqissued3Rp" + "0123456789abcdef" * 200
 SECRETS = {**BY_FILE, **BY_ENV, "issued": ISSUED}
 MARK = "as-you-said"
+API = ("/api/v1/sources", "/api/v1/runs", "/api/v1/stats", "/openapi.json")
 
 
 def needles(secret: str) -> Iterator[bytes]:
@@ -322,7 +323,7 @@ async def test_no_vendor_gets_a_secret_out_of_the_daemon_however_it_repeats_it(
             await until(partial(everybody, daemon, "source.up", count), f"the end of {mode}")
 
         allowed = {"Authorization": f"Bearer {BY_ENV['HTTP']}"}
-        for path in ("/readyz", "/metrics", "/nowhere"):
+        for path in ("/readyz", "/metrics", "/nowhere", "/", *API):
             hay.add(path, (await get(url + path, **allowed))[1])
             hay.add(f"{path} without token", (await get(url + path))[1])
         hay.add("argv", Path(f"/proc/{daemon.process.pid}/cmdline").read_bytes())
