@@ -29,7 +29,7 @@ SHARES: Mapping[str, int] = {
 }
 """Of a hundred faults, how many are of each kind."""
 
-DELIVERY: Mapping[str, int] = {"cut to broker": 4, "reply of redis lost": 4, "mqtt killed": 1}
+DELIVERY: Mapping[str, int] = {"cut to broker": 1, "reply of redis lost": 2, "mqtt killed": 1}
 """Only what endangers delivery."""
 
 MOST_STEP_MS = 5_000
@@ -58,8 +58,6 @@ def plan(seed: int, for_s: float, per_s: float, shares: Mapping[str, int] = SHAR
         if kind.startswith("cut"):
             place = place if kind == "cut to vendor" else random.choice(["redis", "mqtt"])
             how = random.choice(CUTS)
-        elif kind == "reply of redis lost":
-            place, how = "redis", "lost reply"
         elif kind == "vendor fault":
             how = random.choice(list(sim.FAULTS))
         elif kind == "vendor mangled":
@@ -111,7 +109,9 @@ class Injector:
     async def _happen(self, fault: Fault) -> None:
         stage, for_s = self._stage, fault.for_s
         match fault.kind:
-            case "cut to vendor" | "cut to broker" | "reply of redis lost":
+            case "reply of redis lost":
+                stage.proxies["redis"].cut("lost reply", for_s, b"EVALSHA")
+            case "cut to vendor" | "cut to broker":
                 stage.proxies[fault.place].cut(fault.how, for_s)
             case "redis killed" | "mqtt killed":
                 async with self._busy:

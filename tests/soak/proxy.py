@@ -9,10 +9,19 @@ from collections import Counter, deque
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import NamedTuple
 
 CUTS = ("reset", "torn request", "lost reply", "torn reply", "half close", "stall")
 """Every way in which it breaks: all connections now, or one at its next request or reply."""
 _CHUNK = 65_536
+
+
+class _Cut(NamedTuple):
+    """What is to break, where this is said."""
+
+    kind: str
+    for_s: float
+    at: bytes
 
 
 @dataclass(slots=True, eq=False)
@@ -50,7 +59,7 @@ class Proxy:
         self.is_open = True
         self._server_port = server_port
         self._pairs: set[_Pair] = set()
-        self._armed: deque[tuple[str, float]] = deque()
+        self._armed: deque[_Cut] = deque()
 
     @asynccontextmanager
     async def serve(self) -> AsyncIterator[Proxy]:
@@ -68,12 +77,12 @@ class Proxy:
         """How many connections there are."""
         return len(self._pairs)
 
-    def cut(self, kind: str, for_s: float) -> None:
-        """Break something in this way; a stall lasts so long."""
+    def cut(self, kind: str, for_s: float, at: bytes = b"") -> None:
+        """Break something in this way, where this is said; a stall lasts so long."""
         if kind == "reset":
             self.reset()
         else:
-            self._armed.append((kind, for_s))
+            self._armed.append(_Cut(kind, for_s, at))
 
     def reset(self) -> None:
         """Break every connection now."""
@@ -86,10 +95,10 @@ class Proxy:
         self._armed.clear()
         self.is_open = True
 
-    def _takes(self, *kinds: str) -> tuple[str, float]:
-        """The first thing that is armed, if it is one of these."""
-        if self._armed and self._armed[0][0] in kinds:
-            kind, for_s = self._armed.popleft()
+    def _takes(self, chunk: bytes, *kinds: str) -> tuple[str, float]:
+        """What is to be done to this, if the first thing that is armed is one of these kinds."""
+        if self._armed and self._armed[0].kind in kinds and self._armed[0].at in chunk:
+            kind, for_s, _ = self._armed.popleft()
             self.hits[kind] += 1
             return kind, for_s
         return "", 0.0
@@ -116,7 +125,7 @@ class Proxy:
 
     async def _up(self, pair: _Pair, reader: asyncio.StreamReader) -> None:
         while chunk := await reader.read(_CHUNK):
-            kind, for_s = self._takes("torn request", "lost reply", "stall")
+            kind, for_s = self._takes(chunk, "torn request", "lost reply", "stall")
             if kind == "stall":
                 await asyncio.sleep(for_s)
             elif kind == "torn request":
@@ -133,7 +142,7 @@ class Proxy:
         while chunk := await reader.read(_CHUNK):
             if pair.loses_reply:
                 pair.reset()
-            kind, for_s = self._takes("torn reply", "half close")
+            kind, for_s = self._takes(chunk, "torn reply", "half close")
             if kind == "torn reply":
                 pair.client.write(chunk[: len(chunk) // 2])
                 await asyncio.sleep(0.01)

@@ -26,6 +26,6 @@ async def test_whatever_goes_wrong_nothing_is_lost_repeated_or_made_up(tmp_path:
 async def test_a_planted_bug_is_noticed(tmp_path: Path, planted: str, kind: str) -> None:
     assert planted in BUGS
     report = await soak(
-        tmp_path, seed=1, for_s=8, per_s=6, shares=DELIVERY, planted=planted, heal_s=3
+        tmp_path, seed=1, for_s=8, per_s=3, shares=DELIVERY, planted=planted, heal_s=3
     )
     assert report.flaws[kind], report
