@@ -96,7 +96,7 @@ HANGS = {
         {"maintenance", "poll[s]", "relay[redis]", "reload"},
     ),
     "writing": ("block:poller.sqlite:Writer._together@8", {"journal writer", "poll[s]"}),
-    "reading": ("block:poller.sqlite:Reader.rows_now@8", {"journal reader"}),
+    "reading": ("block:poller.sqlite:Reader._now@8", {"journal reader"}),
 }
 
 
