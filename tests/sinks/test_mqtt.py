@@ -275,6 +275,38 @@ async def test_a_refusal_to_connect_is_explained(answer: bytes, sentence: str) -
             await deliver(sink, [])
 
 
+UNASKED = {
+    "no utf-8 in a topic": b"\x30\x05\x00\x02\xff\xff\x00",
+    "topic longer than its packet": b"\x30\x04\x00\x09ab",
+    "acknowledgement of nothing": b"\x40\x02\xff\xff",
+    "half an acknowledgement": b"\x40\x01\x00",
+    "reason that is none": b"\x40\x03\x00\x01\xff",
+    "subscription": b"\x90\x04\x00\x01\x00\x00",
+    "packet that is none": b"\x00\x00",
+    "packet without end": b"\x30\xff\xff\xff\x7f" + b"a" * 100_000,
+    "length without end": b"\x30\xff\xff\xff\xff\xff",
+    "goodbye": b"\xe0\x01\xff",
+}
+
+
+@pytest.mark.parametrize("unasked", UNASKED.values(), ids=UNASKED)
+@pytest.mark.parametrize("greeting", [b"\x20\x03\x00\x00\x00", b""], ids=["greeted", "silent"])
+async def test_a_broker_that_sends_what_nobody_asked_for_is_unavailable(
+    unasked: bytes, greeting: bytes, recorded: Any
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        writer.write(greeting + unasked)
+        await reader.read()
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        url = f"mqtt://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        sink = MqttSink(url, instance="i", version="1", since="", protocol="5", timeout_s=0.3)
+        with pytest.raises(SinkUnavailable, match=r"^MQTT broker at 127\.0\.0\.1:"):
+            await deliver(sink, [recorded(1)])
+
+
 @pytest.fixture
 def start(tmp_path: Path, make_mosquitto: Callable[..., Broker]) -> Iterator[Callable[..., Broker]]:
     """Starts a mosquitto with these lines of configuration."""

@@ -550,6 +550,49 @@ async def test_a_server_that_will_not_do_is_told_apart(info: str | None, sentenc
             await deliver(RedisSink(f"redis://127.0.0.1:{port}", journal="j"), [])
 
 
+def bulk(text: bytes) -> bytes:
+    """A reply that is a text."""
+    return b"$%d\r\n%b\r\n" % (len(text), text)
+
+
+GARBLED = {
+    "not a number": b",nan\r\n",
+    "null": b"$-1\r\n",
+    "empty list": b"*0\r\n",
+    "list of numbers": b"*1\r\n:1\r\n",
+    "no utf-8": bulk(b"\xff"),
+    "no version": bulk(b"redis_version:x.y\r\n"),
+    "no info": bulk(b"redis_version\r\n:\r\na:b=,\r\n"),
+    "redirection to nowhere": b"-MOVED\r\n",
+    "empty error": b"-\r\n",
+    "controls": b"-ERR \x1b[2J\xff\r\n",
+    "long error": b"-%b\r\n" % (b"x" * 100_000),
+    "no end": b"*1\r\n" * 2000,
+    "other protocol": b"HTTP/1.1 400 Bad Request\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("reply", GARBLED.values(), ids=GARBLED)
+@pytest.mark.parametrize("place", ["greeting", "sentinel", "cluster", "cursor"])
+async def test_a_server_that_answers_what_no_redis_does_is_unavailable(
+    reply: bytes, place: str, recorded: Any
+) -> None:
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while asked := await reader.read(65536):
+            good = place == "cursor" and b"INFO" in asked
+            writer.write(bulk(b"redis_version:7.2.0\r\n") if good else reply)
+        writer.close()
+
+    async with await asyncio.start_server(serve, "127.0.0.1", 0) as server:
+        address = f"127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        topology = {"sentinel": f"redis+sentinel://{address}/m/0"}
+        topology["cluster"] = f"redis+cluster://{address}"
+        url = topology.get(place, f"redis://{address}")
+        with pytest.raises(SinkUnavailable, match=f"^Redis at {address}: .") as failure:
+            await deliver(RedisSink(url, journal="j", timeout_s=0.3), [recorded(1)])
+        assert len(str(failure.value)) < 500
+
+
 async def test_a_name_that_does_not_exist_is_called_so() -> None:
     sink = RedisSink("redis://nowhere.invalid", journal="j")
     assert "nowhere.invalid:6379: the host name is not found" in await refused(sink)

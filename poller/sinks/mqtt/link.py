@@ -169,8 +169,12 @@ class Link(aiomqtt.Client):
 
     def _ended(self, disconnected: asyncio.Future[None]) -> None:
         self._changed.set()
-        if not disconnected.cancelled():
-            disconnected.exception()  # asyncio logs errors that nobody has looked at
+        self._look_at(disconnected)
+
+    def _look_at(self, future: asyncio.Future[None]) -> None:
+        """Asyncio logs errors that nobody has looked at."""
+        if future.done() and not future.cancelled():
+            future.exception()
 
     def _on_socket_open(self, client: paho.Client, userdata: object, sock: Any) -> None:
         super()._on_socket_open(client, userdata, sock)
@@ -224,6 +228,13 @@ class Link(aiomqtt.Client):
         if not self._connected.done():
             self._connected.set_exception(NoAnswerError("it closed the connection"))
         super()._on_disconnect(client, userdata, flags, reason_code, properties)
+        for future in (self._connected, self._disconnected):
+            self._look_at(future)
+
+    def _on_message(
+        self, _client: paho.Client, _userdata: object, _message: paho.MQTTMessage
+    ) -> None:
+        """Nothing was subscribed to: what comes is not kept."""
 
 
 class TlsSocket(ssl.SSLSocket):

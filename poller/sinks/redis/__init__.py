@@ -337,6 +337,9 @@ async def _asking(
         if "handler is closed" not in str(error):  # uvloop's words for a connection that was reset
             raise
         raise SinkUnavailable(f"Redis at {where}: the connection was reset", delivered) from error
+    except _GARBLED as error:
+        why = "it answers what no Redis does: is the port right?"
+        raise SinkUnavailable(f"Redis at {where}: {why}", delivered) from error
 
 
 def _sentence(error: Exception, secrets: Redaction) -> str:
@@ -346,8 +349,11 @@ def _sentence(error: Exception, secrets: Redaction) -> str:
     # A server that does not know AUTH says with which words it was called.
     text = secrets.text(f"{getattr(error, 'status_code', None) or ''} {error}".strip())
     advice = next((advice for word, advice in _ADVICE.items() if word in text), None)
-    return f"{advice} ({text[:160]})" if advice else text[:160]
+    return f"{advice} ({text[:160]})" if advice else text[:160] or "it refuses, and says not why"
 
+
+_GARBLED: Final = (ValueError, TypeError, LookupError, AttributeError)
+"""What the client raises where a reply has another shape than its command's."""
 
 _ADVICE: Final = {
     "closed by server": "it closed the connection: is it a Redis, is TLS wanted or not, "
