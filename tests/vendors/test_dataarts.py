@@ -640,6 +640,28 @@ def test_a_source_that_was_away_for_long_is_asked_for_no_more_than_a_week() -> N
     assert windows(first(BATCH, of))[-1][0] == NOW_MS - 7 * DAY
 
 
+@pytest.mark.parametrize("ahead_ms", [11 * MINUTE, HOUR, 300 * DAY])
+def test_a_clock_that_was_set_back_asks_for_what_is_planned_about_now(ahead_ms: Ms) -> None:
+    """After a boot with a wrong clock, say: the last good poll, and the last sweep, lie ahead."""
+    of = Memory(
+        now_ms=NOW_MS, contact_ms=1, last_good_ms=NOW_MS + ahead_ms, marks={"swept": str(NOW_MS)}
+    )
+    assert windows(first(BATCH, of)) == [(NOW_MS - 10 * MINUTE, NOW_MS + 10 * MINUTE)]
+    of = Memory(
+        now_ms=NOW_MS,
+        contact_ms=1,
+        last_good_ms=NOW_MS + ahead_ms,
+        marks={"swept": str(NOW_MS + ahead_ms)},
+    )
+    assert windows(first(BATCH, of))[-1][0] == NOW_MS - 7 * DAY
+
+
+def test_plan_times_that_cannot_be_asked_for_are_not_noted() -> None:
+    plans = [1, NOW_MS - 8 * DAY, NOW_MS + 20 * MINUTE, 253_402_300_799_999]
+    rows = [instance_row(instanceId=number, planTime=plan) for number, plan in enumerate(plans, 1)]
+    assert list_instances(*rows).marks == {"unfinished": ""}
+
+
 def test_a_sweep_notes_the_plan_times_of_what_is_unfinished_and_forgets_the_others() -> None:
     rows = [
         instance_row(instanceId=1, planTime=T1),

@@ -65,12 +65,12 @@ class InstanceList(msgspec.Struct, frozen=True):
 def sweep(options: Options, memory: Memory) -> Request:
     """The whole week if that is due, since nothing else shows what was restarted long after."""
     week, swept_ms = _week(memory), int(memory.marks.get("swept", 0))
-    if memory.last_good_ms is None or memory.now_ms - swept_ms >= 1000 * memory.resync_s:
+    since_s = (memory.now_ms - swept_ms) / 1000  # less than nothing: our clock was set back
+    if memory.last_good_ms is None or not 0 <= since_s < memory.resync_s:
         return _ask(options, InstanceList(_pieces([week]), whole=True))
-    recent = (memory.last_good_ms - _MARGIN, week[1])
-    windows = _merged([recent, *_unfinished(memory)])
-    reachable = ((max(low, week[0]), high) for low, high in windows if high >= week[0])
-    return _ask(options, InstanceList(_pieces(reachable)))
+    recent = (min(memory.last_good_ms, memory.now_ms) - _MARGIN, week[1])
+    windows = _within(week, _merged([recent, *_unfinished(memory)]))
+    return _ask(options, InstanceList(_pieces(windows)))
 
 
 def _week(memory: Memory) -> _Window:
@@ -85,6 +85,13 @@ def _merged(windows: Iterable[_Window]) -> list[_Window]:
         else:
             merged.append((low, high))
     return merged
+
+
+def _within(week: _Window, windows: Iterable[_Window]) -> list[_Window]:
+    """What may be asked for of these windows."""
+    first, last = week
+    cut = ((max(low, first), min(high, last)) for low, high in windows)
+    return [(low, high) for low, high in cut if low <= high]
 
 
 def _pieces(windows: Iterable[_Window]) -> tuple[_Window, ...]:
@@ -147,7 +154,7 @@ def _after_window(options: Options, asked: InstanceList, memory: Memory) -> _Nex
         return [], {f"last:{asked.job}": asked.last, **note_unfinished(asked.instances, memory)}
     marks = {"swept": str(memory.now_ms)} if asked.whole else {}
     jobs = JobList(SORT, instances=asked.instances)
-    return [api.ask_jobs(options, jobs)], marks | _noted(asked.instances)
+    return [api.ask_jobs(options, jobs)], marks | _noted(asked.instances, memory)
 
 
 def _is_past_retention(row: InstanceRow, memory: Memory) -> bool:
@@ -157,12 +164,15 @@ def _is_past_retention(row: InstanceRow, memory: Memory) -> bool:
 
 def note_unfinished(instances: Iterable[Row], memory: Memory) -> dict[str, str]:
     """The mark of the plan times of unfinished instances, these beside those noted before."""
-    return _noted(instances, _unfinished(memory))
+    return _noted(instances, memory, _unfinished(memory))
 
 
-def _noted(instances: Iterable[Row], before: Iterable[_Window] = ()) -> dict[str, str]:
+def _noted(
+    instances: Iterable[Row], memory: Memory, before: Iterable[_Window] = ()
+) -> dict[str, str]:
     plans = (epoch_ms(row.plan_time) for row in instances if row.state not in TERMINAL)
-    windows = _merged([*before, *((plan, plan) for plan in plans if plan)])
+    unfinished = [*before, *((plan, plan) for plan in plans if plan)]
+    windows = _merged(_within(_week(memory), unfinished))
     return {"unfinished": " ".join(f"{low}-{high}" for low, high in windows)}
 
 
