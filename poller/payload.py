@@ -17,6 +17,10 @@ E = TypeVar("E")
 R = TypeVar("R")
 
 _LAST_MS = 253_402_300_799_999  # 9999-12-31T23:59:59.999Z
+MOST_ROWS = 100_000
+"""In one answer; vendors' own pages have 1,000 at most, and lists without pages seldom 10,000."""
+_MOST_VALUES = 2_000_000
+"""In one answer; what takes two bytes there may take a hundred here."""
 _REPAIRABLE = re.compile(rb"[:\[,]\s*-?(?:NaN|Infinity)\b|\\u[dD][89a-fA-F]")
 
 
@@ -30,12 +34,19 @@ def decode(body: bytes, shape: type[R]) -> R:
 
 
 def _decode(body: bytes, decoder: msgspec.json.Decoder[R]) -> R:
+    _check_values(body)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         raise Invalid(f"not the documented shape: {error}", body) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _not_json(body, error) from error
+
+
+def _check_values(body: bytes) -> None:
+    """Refuse a body of more values than fit into memory; each follows one of these."""
+    if len(body) > _MOST_VALUES and sum(map(body.count, b",[{")) > _MOST_VALUES:
+        raise Invalid(f"more than {_MOST_VALUES} values in one answer", body)
 
 
 def _not_json(body: bytes, error: Exception) -> Invalid:
@@ -78,13 +89,20 @@ class Table(Generic[E, R]):
         The envelope's own rows are not to be used: where a row was bad, they are raw.
 
         Raises:
-            Invalid: the document itself is not as documented.
+            Invalid: the document itself is not as documented, or too long.
         """
+        _check_values(body)
         try:
             envelope = self._envelope.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._salvage(body)
-        return envelope, self._rows(envelope), []
+        return envelope, self._counted(envelope, body), []
+
+    def _counted(self, envelope: Any, body: bytes) -> list[Any]:
+        rows = self._rows(envelope)
+        if len(rows) > MOST_ROWS:
+            raise Invalid(f"more than {MOST_ROWS} rows at {self._at}", body)
+        return rows
 
     def _salvage(self, body: bytes) -> tuple[E, list[R], list[tuple[str, str]]]:
         try:
@@ -93,7 +111,7 @@ class Table(Generic[E, R]):
             envelope = _decode(_repaired(body, invalid), self._loose)
         good: list[R] = []
         bad: list[tuple[str, str]] = []
-        for number, raw in enumerate(self._rows(envelope)):
+        for number, raw in enumerate(self._counted(envelope, body)):
             try:
                 good.append(self._row.decode(raw))
             except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:

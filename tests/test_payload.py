@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from poller.errors import Invalid
-from poller.payload import Table, decode, epoch_ms, instant_ms, iso_ms, text_of
+from poller.payload import MOST_ROWS, Table, decode, epoch_ms, instant_ms, iso_ms, text_of
 
 R = TypeVar("R")
 
@@ -114,6 +114,30 @@ def test_a_number_of_five_thousand_digits_is_a_bad_row() -> None:
     _, rows, bad = TABLE.read(listing(f'{{"id": {"9" * 5000}}}', '{"id": 2}'))
     assert rows == [Row(2)]
     assert [at for at, _ in bad] == ["$.rows[0].id"]
+
+
+def test_more_rows_than_any_vendor_has_are_refused_before_they_are_read() -> None:
+    rows = ['{"id": 1}'] * MOST_ROWS
+    assert len(TABLE.read(listing(*rows))[1]) == MOST_ROWS
+    for row in ('{"id": 1}', '{"id": "x"}'):  # a bad one takes another way
+        with pytest.raises(Invalid, match=r"more than 100000 rows at \$\.rows"):
+            TABLE.read(listing(*rows, row))
+
+
+@pytest.mark.parametrize("value", [b"1,", b"[],", b"[[[[]]]],", b"{},"])
+def test_more_values_than_fit_into_memory_are_refused_before_they_are_read(value: bytes) -> None:
+    values = value * (
+        2_000_000 // len(value.replace(b"]", b"").replace(b"}", b"").replace(b"1", b""))
+    )
+    body = b"[" + values + value + b"0]"
+    with pytest.raises(Invalid, match="more than 2000000 values in one answer"):
+        decode(body, list[Any])
+    with pytest.raises(Invalid, match="more than 2000000 values in one answer"):
+        TABLE.read(body)
+
+
+def test_a_long_text_is_one_value() -> None:
+    assert decode(b'["%b"]' % (b"m" * 4_000_000), list[str]) == ["m" * 4_000_000]
 
 
 BROKEN = {
