@@ -32,9 +32,15 @@ class JournalError(PollerError):
 
 
 class VendorError(PollerError):
-    """A vendor did not answer as documented; what is known of its runs stays untouched."""
+    """A vendor did not answer as documented; what is known of its runs stays untouched.
+
+    The message ends after 1024 characters: some of it are the vendor's own words.
+    """
 
     reason: Reason = "invalid"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message[:1024])
 
 
 class Unreachable(VendorError):

@@ -32,7 +32,6 @@ FirstContact = Literal["active", "all", "none"]
 _CONDITION_EVERY_MS = 10_000
 """A good poll that changed nothing is written down at most so often: one fsync for many polls."""
 _PRUNE_AT_ONCE = 500
-_MESSAGE_CHARS = 1024
 
 
 class Sighting(msgspec.Struct, frozen=True, kw_only=True):
@@ -228,7 +227,7 @@ class Ledger:
             failures=failures,
             since_ms=since_ms,
             reason=error.reason,
-            message=str(error)[:_MESSAGE_CHARS],
+            message=str(error),
         )
         self._metrics.source_up.labels(self.source).set(0)
         self._metrics.poll_failures.labels(self.source, error.reason).inc()
@@ -351,7 +350,7 @@ class Ledger:
             up=up,
             since=rfc3339(since_ms),
             reason=error.reason if error else None,
-            message=str(error)[:_MESSAGE_CHARS] if error else None,
+            message=str(error) if error else None,
         )
         event = source_event(data, sequence=self._next_sequence(), at_ms=at_ms)
         return Draft(int(event.sequence), event.type, "", at_ms, encode(event))
