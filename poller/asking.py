@@ -10,12 +10,16 @@ import structlog
 
 from poller.errors import Invalid, Limited, Rejected, VendorError
 from poller.fetch import Fetch
-from poller.known import Memory
+from poller.known import Memory, key_of
 from poller.runs import Ms
 from poller.schedule import Bucket, Pace
 from poller.wire import Options, Page, Request, Response, Vendor, read, retry_after_s
 
 log = structlog.get_logger()
+
+_MOST_RUNS = 2_000_000
+_MOST_MARKS = 200_000
+"""What one source may make us remember; far more than any has, and it still fits into memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,7 +111,7 @@ class Asker:
     def _read(self, request: Request, response: Response, memory: Memory) -> Page:
         plan = self._plan
         try:
-            return read(plan.vendor, plan.options, request, response, memory)
+            page = read(plan.vendor, plan.options, request, response, memory)
         except Limited as error:
             if error.retry_after_s is None:
                 error.retry_after_s = retry_after_s(response, self._now_ms())
@@ -118,3 +122,17 @@ class Asker:
             log.exception("parse.bug", source=plan.source, path=request.path)
             body = response.secrets.body(response.body)
             raise Invalid(f"the answer could not be read: {error!r}", body) from error
+        _check_growth(page, memory)
+        return page
+
+
+def _check_growth(page: Page, memory: Memory) -> None:
+    """Refuse a page that would make us remember more than there can be."""
+    runs, marks = memory.index.runs, memory.marks
+    # New ones are looked for only where it matters.
+    if len(runs) + len(page.runs) > _MOST_RUNS:
+        keys = {key_of(seen.job.id, seen.run_id) for seen in page.runs}
+        if len(runs) + sum(key not in runs for key in keys) > _MOST_RUNS:
+            raise Invalid(f"more than {_MOST_RUNS} runs of one source; lower poller.retention")
+    if len(marks) + len(page.marks) > _MOST_MARKS < len({**marks, **page.marks}):
+        raise Invalid(f"more than {_MOST_MARKS} jobs of one source to take note of")

@@ -26,6 +26,10 @@ log = structlog.get_logger()
 
 _MOST_REQUESTS = 20_000
 """A vendor whose pages lead on for ever is stopped here."""
+_MOST_QUESTIONS = 200_000
+"""By id, to be asked in one poll."""
+_MOST_HELD = 10_000
+"""Rows beyond are told at once, as they are."""
 _BAD_ROWS_LOGGED = 5
 
 
@@ -174,6 +178,8 @@ class Visitor:
                 f"more than {_MOST_REQUESTS} requests in one poll: pages lead on for ever"
             )
         page = await self._asker.ask(request, visit.memory)
+        if len(visit.questions) + len(page.follow) > _MOST_QUESTIONS:
+            raise Invalid(f"more than {_MOST_QUESTIONS} questions by id in one poll")
         if page.bad:
             self._metrics.invalid_records.labels(self._plan.source).inc(len(page.bad))
             for row in page.bad[:_BAD_ROWS_LOGGED]:
@@ -190,7 +196,7 @@ class Visitor:
         for seen in page.runs:
             await self._release_if_other(seen)
             request = self._question_before(seen, sighting)
-            if request is None:
+            if request is None or len(self._held) >= _MOST_HELD:
                 self._held.pop(key_of(seen.job.id, seen.run_id), None)
                 ready.append(seen)
             else:

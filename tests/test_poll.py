@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 import structlog
 
-from poller.asking import Plan
+from poller.asking import Asker, Plan
 from poller.errors import Invalid, JournalError, Limited, Rejected, Unreachable, VendorError
 from poller.events import JobEvent, SourceEvent, rfc3339
 from poller.journal import Journal, open_journal
-from poller.known import Commit
-from poller.runs import State
+from poller.known import Commit, Index, Known, Memory
+from poller.runs import Job, State
 from poller.schedule import Pace
 from poller.telemetry import Metrics
-from poller.wire import Response
+from poller.wire import Request, Response
 from tests.toy import (
     EPOCH_MS,
     PLAN,
@@ -410,6 +410,57 @@ async def test_pages_that_lead_on_for_ever_are_a_failed_poll(
         await asyncio.sleep(5)
     assert len(server.paths()) == 20_000
     assert [e.data.reason for e in journal.events() if isinstance(e, SourceEvent)] == ["invalid"]
+
+
+async def test_more_jobs_than_any_vendor_has_are_a_failed_poll(
+    server: Server, journal: MemoryJournal
+) -> None:
+    server.lists(row("a", "running"), marks={"m": "1"})
+    async with watched(server.fetch, journal, plan(), down_after=1) as watch:
+        await asyncio.sleep(5)
+        server.lists(marks={f"m{number}": "1" for number in range(200_000)})
+        await asyncio.sleep(10)
+        assert watch.ledger.marks == {"m": "1"}
+    down = journal.events()[-1]
+    assert isinstance(down, SourceEvent)
+    assert down.data.message == "more than 200000 jobs of one source to take note of"
+
+
+async def test_more_runs_than_can_be_remembered_are_refused(server: Server) -> None:
+    index = Index()
+    others: Any = range(1_999_998)  # keys that are made at once, and are no run's
+    known = Known(job=Job("1"), run_id="1", state=State.RUNNING)
+    index.runs = {"1": known} | dict.fromkeys(others, known)
+    memory = Memory(now_ms=EPOCH_MS, contact_ms=EPOCH_MS, index=index)
+    asker, request = Asker(PLAN, server.fetch, now_ms), Request(path="/list/")
+    server.lists(row("1", "running"), row("new", "running"))
+    assert len((await asker.ask(request, memory)).runs) == 2
+    server.lists(row("new", "running"), row("newer", "running"))
+    with pytest.raises(Invalid, match=r"more than 2000000 runs .*; lower poller\.retention"):
+        await asker.ask(request, memory)
+
+
+async def test_more_questions_than_can_ever_be_asked_are_a_failed_poll(
+    server: Server, journal: MemoryJournal
+) -> None:
+    server.lists(questions=["/why/a"] * 200_001)
+    async with watched(server.fetch, journal, plan(), down_after=1):
+        await asyncio.sleep(5)
+    [down] = journal.events()
+    assert isinstance(down, SourceEvent)
+    assert down.data.message == "more than 200000 questions by id in one poll"
+
+
+async def test_rows_beyond_those_that_can_be_held_are_told_as_they_are(
+    server: Server, journal: MemoryJournal
+) -> None:
+    names = [f"r{number}" for number in range(10_001)]
+    server.lists(*(row(name, "running") for name in names))
+    async with watched(server.fetch, journal, plan(ToyOptions(asks=True), rate_per_s=0.1)):
+        await asyncio.sleep(5)
+        server.lists(*(row(name, "failed") for name in names))
+        await asyncio.sleep(5.5)
+        assert journal.told()[10_001:] == [("r10000", "failed")]
 
 
 # A poll fault is never a job fault
