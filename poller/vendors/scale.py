@@ -40,6 +40,7 @@ MARK = "modified"  # the latest last_modified of the passes that were read to th
 OVERLAP_MS = 60_000  # last_modified is set before the row is committed: it may show up late
 PAGE_SIZE = 1000  # the server gives no more
 MOST_PAGES = 10_000
+MOST_ATTEMPTS = 1000  # told of a run at once; no job is tried so often between two polls
 
 _ACTIVE = tuple(("status", word) for word in ("PENDING", "BLOCKED", "QUEUED", "RUNNING"))
 
@@ -144,7 +145,8 @@ def ask(options: Options, known: Known | None, seen: Seen) -> Request | None:
     first = 1
     if known is not None and known.marker is not None:
         first = int(known.marker) + (known.state in TERMINAL)
-    earlier = range(first, seen.ordinal or 0)
+    latest = seen.ordinal or 0
+    earlier = range(max(first, latest - MOST_ATTEMPTS), latest)
     return _executions(_History(seen=seen, earlier=earlier)) if earlier else None
 
 

@@ -480,6 +480,14 @@ def test_the_pages_of_the_list_are_read_to_the_end(
     }
 
 
+def test_more_jobs_than_a_cluster_has_are_refused() -> None:
+    rows = [row(1, "NEW", f"job{number}") for number in range(100_001)]
+    request = VENDOR.start(OPTIONS, memory())[0]
+    page = VENDOR.parse(OPTIONS, request, listing(*rows[:60_000], total=None), memory())
+    with pytest.raises(Invalid, match="more than 100000 jobs of type NORMAL_JOB"):
+        VENDOR.parse(OPTIONS, page.follow[-1], listing(*rows[60_000:], total=None), memory())
+
+
 def _never(ask: Answer) -> Answer:
     """No job has ever run."""
     return lambda request: (

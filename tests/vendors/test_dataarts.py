@@ -694,6 +694,24 @@ def test_a_settled_instance_that_goes_on_is_swept_from_then_on() -> None:
     assert page.marks == {"unfinished": f"{plan_ms}-{plan_ms} {T1}-{T1}"}
 
 
+def test_more_rows_than_a_workspace_has_are_refused() -> None:
+    rows = [{"name": f"j{number}"} for number in range(60_000)]
+    (following,) = parse(jobs_question(), job_list(*rows, total=10**9)).follow[-1:]
+    rows = [{"name": f"k{number}"} for number in range(60_000)]
+    with pytest.raises(Invalid, match="more than 100000 rows in one list"):
+        parse(following, job_list(*rows, total=10**9))
+
+
+def test_more_instances_than_a_week_has_are_refused() -> None:
+    (question,) = sweep(instance_list(instance_row(), total=2)).follow
+    asked = msgspec.structs.replace(
+        question.context, instances=question.context.instances * 500_000
+    )
+    question = msgspec.structs.replace(question, context=asked)
+    with pytest.raises(Invalid, match="more than 500000 instances within a week"):
+        parse(question, instance_list(instance_row(instanceId=8)))
+
+
 # Batch instances: windows that hold more than a page
 
 

@@ -603,6 +603,16 @@ def test_executions_are_asked_for_where_ends_were_missed(
     assert [found.past for found in shown] == [True] * (num_exes - first) + [False]
 
 
+def test_no_more_than_a_thousand_attempts_are_told_at_once() -> None:
+    request = VENDOR.ask(OPTIONS, None, seen(num_exes=2**31 - 1))
+    assert request is not None
+    shown = listing(*(execution(2**31 - 1 - number) for number in range(3)), following="more")
+    (request,) = parse(request, shown).follow
+    last = parse(request, listing(execution(2**31 - 1001), execution(2**31 - 1002)))
+    ordinals = [found.ordinal for found in last.runs]
+    assert ordinals == [2**31 - 1 - number for number in (1000, 2, 1, 0)]
+
+
 def execution(number: int, status: str = "FAILED", **changes: object) -> dict[str, Any]:
     return {
         "id": 900 + number,

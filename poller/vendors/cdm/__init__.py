@@ -18,8 +18,9 @@ import msgspec
 import pydantic
 
 from poller import wire
+from poller.errors import Invalid
 from poller.known import Known, Memory
-from poller.payload import epoch_ms
+from poller.payload import MOST_ROWS, epoch_ms
 from poller.runs import TERMINAL, Job, Seen
 from poller.simulated.cdm import KINDS, render
 from poller.vendors.cdm.rows import (
@@ -178,6 +179,8 @@ def _jobs(options: Options, asked: _Listing, body: bytes, memory: Memory) -> Pag
             follow += question
             marks |= noted
     names = asked.names.union(row.name for row in rows)
+    if len(names) > MOST_ROWS:
+        raise Invalid(f"more than {MOST_ROWS} jobs of type {asked.scope}")
     total, read = whole(page.total), asked.number * (whole(page.page_size) or _PAGE_SIZE)
     if len(names) > len(asked.names) and (total is None or read < total):
         follow = [_list(options, _Listing(asked.scope, asked.number + 1, names, tuple(follow)))]

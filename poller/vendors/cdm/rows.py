@@ -36,7 +36,8 @@ _COUNTED = tuple(
 R = TypeVar("R")
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-_Number: TypeAlias = int | float | Annotated[str, msgspec.Meta(max_length=64)] | None
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Number: TypeAlias = _Int64 | float | Annotated[str, msgspec.Meta(max_length=64)] | None
 
 
 class JobRow(msgspec.Struct):

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from poller import wire
 from poller.errors import Invalid, Limited, Rejected, Unreachable
-from poller.payload import Table, decode
+from poller.payload import MOST_ROWS, Table, decode
 from poller.vendors.dataarts.rows import JOBS, InstanceRow, JobRow
 from poller.wire import BadRow, Request, Response
 
@@ -102,8 +102,15 @@ def read_so_far(
     rows: Iterable[JobRow | InstanceRow],
     bad: Iterable[BadRow],
 ) -> frozenset[object]:
-    """Rows of this page and those before; it does not grow where a vendor repeats itself."""
-    return before.union((row.ids for row in rows), ((offset, row.at) for row in bad))
+    """Rows of this page and those before; it does not grow where a vendor repeats itself.
+
+    Raises:
+        Invalid: they are too many.
+    """
+    so_far = before.union((row.ids for row in rows), ((offset, row.at) for row in bad))
+    if len(so_far) > MOST_ROWS:
+        raise Invalid(f"more than {MOST_ROWS} rows in one list")
+    return so_far
 
 
 def read(table: Table[E, R], response: Response) -> tuple[E, list[R], list[BadRow]]:

@@ -13,6 +13,7 @@ from typing import TypeAlias
 import msgspec
 from msgspec.structs import replace
 
+from poller.errors import Invalid
 from poller.events import rfc3339
 from poller.known import Known, Memory
 from poller.payload import epoch_ms
@@ -25,6 +26,7 @@ from poller.wire import Page, Request, Response
 SORT = "batch"
 
 _PAGE_SIZE = 1000
+_MOST_INSTANCES = 500_000
 _MINUTE, _DAY = 60_000, 86_400_000
 _REACH = 7 * _DAY
 """How far back plan times may be asked for."""
@@ -134,6 +136,8 @@ def read_instances(
         if known is not None or not _is_past_retention(row, memory)
     ]
     asked = replace(asked, instances=(*asked.instances, *instances))
+    if len(asked.instances) > _MOST_INSTANCES:
+        raise Invalid(f"more than {_MOST_INSTANCES} instances within a week")
     marks: dict[str, str] = {}
     notes = []
     if hidden > 0 and fresh:

@@ -49,7 +49,8 @@ _MOST_NODES = 20
 R = TypeVar("R")
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-_Id = Annotated[int, msgspec.Meta(ge=1)] | _Name
+_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+_Id = Annotated[int, msgspec.Meta(ge=1, le=2**63 - 1)] | _Name
 Stamp: TypeAlias = int | float | str | None
 
 
@@ -66,7 +67,7 @@ class Row(msgspec.Struct, rename="camel", kw_only=True):
     ignore_success: bool | None = None
     owner: _Text | None = None
     path: _Text | None = None
-    instance_type: int | _Text | None = None
+    instance_type: _Int64 | _Text | None = None
     error_message: str | None = None
 
     @property
