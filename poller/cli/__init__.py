@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 from typing import Annotated
@@ -48,6 +49,9 @@ for command in (
 
 def main() -> None:
     """Run the command line; exit codes: 0 done, 1 failed, 2 settings or usage wrong."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # names that its encoding does not have
     try:
         cli()
     except SettingsError as error:

@@ -116,7 +116,7 @@ def check(
     for file in loaded.exposed:
         err.print(f"{file}: others may read this secret; chmod 600 {file}", markup=False)
     if offline:
-        out.print(f"{config}: fine ({len(loaded.sources)} sources)")
+        out.print(f"{config}: fine ({len(loaded.sources)} sources)", markup=False)
         return
     findings = [
         replace(finding, what=plain(finding.what), advice=plain(finding.advice))

@@ -126,6 +126,15 @@ async def test_settings_that_come_with_poller_are_fine_as_they_stand() -> None:
     assert "5 sources" in out
 
 
+async def test_what_the_output_has_no_characters_for_is_escaped(tmp_path: Path) -> None:
+    config = settings(tmp_path, {"s": ("scale", "http://127.0.0.1:1")})
+    config = config.rename(tmp_path / "[red]😀.toml")
+    env = {"PYTHONIOENCODING": "ascii"}
+    code, out, err = await output("check", "--offline", "-c", str(config), env=env)
+    assert (code, err) == (0, "")
+    assert out == f"{tmp_path}/[red]\\U0001f600.toml: fine (1 sources)\n"
+
+
 async def test_bad_settings_name_every_problem_and_exit_2(tmp_path: Path) -> None:
     config = tmp_path / "bad.toml"
     config.write_text('[poller]\ndrain = "soon"\n[sources.a]\nvendor = "hal"\nurl = "x"\n')
