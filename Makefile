@@ -3,10 +3,12 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN = $(VENV)/bin
+FUZZ_S ?= 60
+FUZZ = -max_total_time=$(FUZZ_S) -timeout=20 -rss_limit_mb=2048 -max_len=4096 -artifact_prefix=.fuzz/
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test soak check format screenshots clean
+.PHONY: help demo test soak fuzz check format screenshots clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -20,6 +22,11 @@ test: $(VENV)/test ## every test, with coverage gates
 soak: $(VENV)/test ## everything goes wrong for twelve minutes, and nothing may be lost
 	$(BIN)/python -m tests.soak $(SOAK)
 
+fuzz: $(VENV)/fuzz ## hostile answers and settings, led by coverage, FUZZ_S seconds (60) for each
+	@mkdir -p .fuzz/parse .fuzz/settings
+	$(BIN)/python -m tests.fuzz.parse .fuzz/parse $(FUZZ)
+	$(BIN)/python -m tests.fuzz.settings .fuzz/settings $(FUZZ)
+
 check: $(VENV)/check ## format, lint, types, layers, dependencies
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check
 
@@ -30,7 +37,7 @@ screenshots: $(VENV)/test ## pictures of the board into docs/, of a living demo;
 	$(BIN)/python scripts/screenshots.py
 
 clean: ## remove the virtual environment and caches
-	rm -rf $(VENV) .coverage* .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) .coverage* .fuzz .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 
 $(VENV)/pip:
 	@echo "setting up $(VENV) ..."
@@ -48,6 +55,11 @@ $(VENV)/demo: pyproject.toml constraints.txt | $(VENV)/pip
 $(VENV)/test: pyproject.toml constraints.txt | $(VENV)/demo
 	@echo "installing what the tests need ..."
 	@$(PIP) --group test
+	@touch $@
+
+$(VENV)/fuzz: pyproject.toml constraints.txt | $(VENV)/test
+	@echo "installing the fuzzer ..."
+	@$(PIP) --group fuzz
 	@touch $@
 
 $(VENV)/check: pyproject.toml constraints.txt | $(VENV)/test
