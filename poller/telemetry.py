@@ -104,7 +104,11 @@ class Metrics:
             "poller_poll_failures", "Polls that failed", ["source", "reason"], registry=registry
         )
         self.poll_duration = Histogram(
-            "poller_poll_duration_seconds", "Duration of a poll", by_source, registry=registry
+            "poller_poll_duration_seconds",
+            "Duration of a poll",
+            by_source,
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+            registry=registry,
         )
         self.requests = Counter(
             "poller_requests",
