@@ -63,6 +63,7 @@ class Relay:
         self._metrics = metrics
         self._now_ms = now_ms
         self._random = random
+        metrics.relay_failures.labels(self.name)  # 0, so that the first failure is an increase
 
     async def run(self) -> None:
         """Deliver for ever; reconnects by itself.

@@ -6,7 +6,7 @@ import io
 import logging
 import sys
 from collections.abc import Mapping
-from typing import Any, TextIO
+from typing import Any, TextIO, get_args
 
 import orjson
 import structlog
@@ -19,6 +19,7 @@ from prometheus_client import (
 )
 
 from poller import __version__
+from poller.errors import Reason
 from poller.terminal import plain, plain_json
 
 
@@ -103,7 +104,11 @@ class Metrics:
             "poller_poll_failures", "Polls that failed", ["source", "reason"], registry=registry
         )
         self.poll_duration = Histogram(
-            "poller_poll_duration_seconds", "Duration of a poll", by_source, registry=registry
+            "poller_poll_duration_seconds",
+            "Duration of a poll",
+            by_source,
+            buckets=(0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300),
+            registry=registry,
         )
         self.requests = Counter(
             "poller_requests",
@@ -184,6 +189,13 @@ class Metrics:
         Gauge("poller_build_info", "Version of this daemon", ["version"], registry=registry).labels(
             __version__
         ).set(1)
+
+    def expect(self, source: str) -> None:
+        """Show what is counted of a source at 0: an alert sees no increase to a first value."""
+        self.polls.labels(source)
+        self.invalid_records.labels(source)
+        for reason in get_args(Reason):
+            self.poll_failures.labels(source, reason)
 
     def forget(self, source: str) -> None:
         """Drop what is labelled with a source that is configured no more."""

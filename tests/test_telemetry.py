@@ -237,6 +237,21 @@ def test_two_daemons_in_one_process_count_apart() -> None:
     assert not any(line.startswith("poller_polls") for line in series(other))
 
 
+def test_what_alerts_watch_the_increase_of_begins_at_zero() -> None:
+    metrics = Metrics()
+    metrics.expect("a")
+    metrics.invalid_records.labels("a").inc(3)
+    metrics.expect("a")  # started anew, by a reload
+    assert [line for line in series(metrics) if 'source="a"' in line] == [
+        'poller_polls_total{source="a"} 0.0',
+        'poller_poll_failures_total{reason="unreachable",source="a"} 0.0',
+        'poller_poll_failures_total{reason="rejected",source="a"} 0.0',
+        'poller_poll_failures_total{reason="invalid",source="a"} 0.0',
+        'poller_poll_failures_total{reason="limited",source="a"} 0.0',
+        'poller_invalid_records_total{source="a"} 3.0',
+    ]
+
+
 def test_a_forgotten_source_is_in_no_metric_and_the_others_stay() -> None:
     metrics = used()
     before = series(metrics)
