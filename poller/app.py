@@ -205,7 +205,7 @@ class Daemon:
             await relay.drained()
 
     def _start(self, source: Source, polls: asyncio.TaskGroup) -> None:
-        self.metrics.expect(source.name)
+        self.metrics.expect(source.name, [relay.name for relay in self.relays])
         running = self._running[source.name] = Running(source)
         running.task = self._spawn(
             polls, f"poll[{source.name}]", lambda: self._watch(running), running

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TextIO, get_args
 
 import orjson
@@ -190,10 +190,12 @@ class Metrics:
             __version__
         ).set(1)
 
-    def expect(self, source: str) -> None:
+    def expect(self, source: str, sinks: Iterable[str]) -> None:
         """Show what is counted of a source at 0: an alert sees no increase to a first value."""
         self.polls.labels(source)
         self.invalid_records.labels(source)
+        for sink in sinks:
+            self.relay_expired.labels(sink, source)
         for reason in get_args(Reason):
             self.poll_failures.labels(source, reason)
 

@@ -239,9 +239,9 @@ def test_two_daemons_in_one_process_count_apart() -> None:
 
 def test_what_alerts_watch_the_increase_of_begins_at_zero() -> None:
     metrics = Metrics()
-    metrics.expect("a")
+    metrics.expect("a", ["redis"])
     metrics.invalid_records.labels("a").inc(3)
-    metrics.expect("a")  # started anew, by a reload
+    metrics.expect("a", ["redis"])  # started anew, by a reload
     assert [line for line in series(metrics) if 'source="a"' in line] == [
         'poller_polls_total{source="a"} 0.0',
         'poller_poll_failures_total{reason="unreachable",source="a"} 0.0',
@@ -249,6 +249,7 @@ def test_what_alerts_watch_the_increase_of_begins_at_zero() -> None:
         'poller_poll_failures_total{reason="invalid",source="a"} 0.0',
         'poller_poll_failures_total{reason="limited",source="a"} 0.0',
         'poller_invalid_records_total{source="a"} 3.0',
+        'poller_relay_expired_events_total{sink="redis",source="a"} 0.0',
     ]
 
 

@@ -20,7 +20,9 @@ FAMILIES: Mapping[str, tuple[str, frozenset[str]]] = {
         ("relay_lag_events", "gauge", "sink source"),
         ("relay_lag_seconds", "gauge", "sink source"),
         ("relay_failures_total", "counter", "sink"),
+        ("relay_expired_events_total", "counter", "sink source"),
         ("loop_lag_seconds", "histogram", ""),
+        ("stuck_loops", "gauge", ""),
         ("build_info", "gauge", "version"),
     )
 }

@@ -17,7 +17,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from poller.brokers import Broker
-from tests.daemon import Event, running, settings, simulated, stream, until
+from tests.daemon import Event, get, running, settings, simulated, stream, until
 from tests.deploy.programs import DEPLOY, ROOT, program, promtool
 from tests.deploy.published import FAMILIES, SERIES
 from tests.deploy.shipped import queries
@@ -99,6 +99,37 @@ async def test_a_daemon_shows_the_metrics_of_the_contract_and_no_others(scrape: 
     assert not labels & {job[kind]["id"] for job in jobs for kind in ("job", "run")}
     # Prometheus' own linter: units, suffixes, help texts, label names
     assert promtool("check", "metrics", given=scrape.text) == ""
+
+
+async def test_a_daemon_that_waits_for_its_disk_shows_what_the_alert_asks_for(
+    tmp_path: Path,
+) -> None:
+    """PollerStalled: polls stand still, while the last one was good, and a scrape is answered."""
+    full = tmp_path / "full"
+    async with AsyncExitStack() as stack:
+        _, _, kylin = await simulated(stack, "kylin", pace=0.05)
+        config = settings(tmp_path, {SOURCE: ("kylin", kylin)})
+        process = await stack.enter_async_context(running(config, planted=f"full:{full}"))
+        url = await process.url()
+        counts: list[float] = []
+
+        async def shown(name: str) -> float:
+            _, text = await get(f"{url}/metrics")
+            [found] = re.findall(rf"^{name}{{.*}} (.*)$", text, re.MULTILINE)
+            return float(found)
+
+        async def polled() -> bool:
+            return await shown("poller_polls_total") > 2
+
+        async def stands_still() -> bool:
+            counts.append(await shown("poller_polls_total"))
+            return len(counts) > 20 and counts[-1] == counts[-20]
+
+        await until(polled, "polls")
+        full.touch()
+        await process.said("journal.stalled")
+        await until(stands_still, "no further poll")
+        assert await shown("poller_source_up") == 1
 
 
 def test_the_metrics_of_the_handbook_are_those_of_the_contract() -> None:
