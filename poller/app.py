@@ -223,6 +223,7 @@ class Daemon:
             down_after=source.down_after,
             retention_s=self._settings.poller.retention_s,
             now_ms=now_ms(),
+            forecasts=pace(source) if source.schedule == "forecast" else None,
         )
 
         def counted(code: str) -> None:
@@ -441,6 +442,16 @@ def endpoint(source: Source) -> fetch.Endpoint:
     )
 
 
+def pace(source: Source) -> Pace:
+    """How often a source is polled."""
+    return Pace(
+        interval_s=source.interval_s,
+        idle_interval_s=source.idle_interval_s,
+        retry_refused_s=source.retry_refused_s,
+        max_interval_s=source.max_interval_s,
+    )
+
+
 def plan(source: Source, vendor: Vendor) -> Plan:
     """What is polled of a source, and how often."""
     options = source.options
@@ -450,11 +461,7 @@ def plan(source: Source, vendor: Vendor) -> Plan:
         source=source.name,
         vendor=vendor,
         options=options,
-        pace=Pace(
-            interval_s=source.interval_s,
-            idle_interval_s=source.idle_interval_s,
-            retry_refused_s=source.retry_refused_s,
-        ),
+        pace=pace(source),
         concurrency=source.concurrency,
         rate_per_s=source.rate_per_s,
         resync_s=source.resync_s,

@@ -20,9 +20,11 @@ from poller.events import (
     rfc3339,
     source_event,
 )
+from poller.forecast import MARK, Forecast
 from poller.journal import Journal
 from poller.known import Commit, Condition, Durations, Index, Key, Known, Memory, key_of
 from poller.runs import Ms, Seen, State
+from poller.schedule import Pace
 from poller.telemetry import Metrics
 
 log = structlog.get_logger()
@@ -55,6 +57,7 @@ class Ledger:
 
     Attributes:
         progress: how far watched runs are, from 0 to 1, and when that was shown; only in memory.
+        forecast: learns from what is taken; None if nobody goes by it.
     """
 
     def __init__(
@@ -70,11 +73,13 @@ class Ledger:
         index: Index,
         condition: Condition,
         marks: dict[str, str],
+        forecast: Forecast | None,
     ) -> None:
         self.source = source
         self.index = index
         self.condition = condition
         self.marks = marks
+        self.forecast = forecast
         self._journal = journal
         self._metrics = metrics
         self._vendor = vendor
@@ -131,8 +136,13 @@ class Ledger:
         runs: list[Known] = []
         dropped: list[tuple[str, str]] = []
         events: list[Draft] = []
+        learned: dict[str, str] = {}
         for seen in rows:
             transitions, known, then = self.changes(seen, sighting)
+            if self.forecast is not None:
+                learned |= self.forecast.learn(
+                    known, transitions, after_ms=sighting.after_ms, at_ms=sighting.at_ms
+                )
             renamed = seen.was and self._renamed(seen.job.id, seen.was, seen.run_id)
             if seen.was and renamed:
                 dropped.append((seen.job.id, seen.was))
@@ -147,7 +157,7 @@ class Ledger:
             if seen.unmapped:
                 self._warn_of(seen)
         if runs or dropped or events:
-            await self._commit(runs=runs, dropped=dropped, events=events)
+            await self._commit(runs=runs, dropped=dropped, events=events, marks=learned)
 
     def shown(
         self, runs: Sequence[Known], at_ms: Ms, progress: Mapping[Key, float] | None = None
@@ -407,9 +417,14 @@ async def open_ledger(
     down_after: int,
     retention_s: float,
     now_ms: Ms,
+    forecasts: Pace | None = None,
 ) -> Ledger:
-    """The ledger of a source as the journal remembers it; a new one begins first contact now."""
+    """The ledger of a source as the journal remembers it; a new one begins first contact now.
+
+    With `forecasts`, the pace that they keep to, it learns from what it takes.
+    """
     memories = await journal.load(source)
+    learned = {name for name in memories.marks if name.startswith(MARK)}
     return Ledger(
         journal,
         metrics,
@@ -420,5 +435,6 @@ async def open_ledger(
         retention_s=retention_s,
         index=Index(memories.runs, at_ms=now_ms - 1),  # not shown by a poll that begins now
         condition=memories.condition or Condition(contact_ms=now_ms),
-        marks=memories.marks,
+        marks={name: value for name, value in memories.marks.items() if name not in learned},
+        forecast=None if forecasts is None else Forecast(memories.marks, forecasts),
     )

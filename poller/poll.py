@@ -97,7 +97,8 @@ class Watch:
         """One poll, whatever comes of it; gives the seconds until the next."""
         loop = asyncio.get_running_loop()
         began_s = loop.time()
-        self.began_ms, self.next_ms = self._now_ms(), None
+        self.began_ms = began_ms = self._now_ms()
+        self.next_ms = None
         self._metrics.polls.labels(self._plan.source).inc()
         try:
             await self._visitor.poll()
@@ -105,13 +106,20 @@ class Watch:
             wait_s = await self._fail(error)
         else:
             self._refusals = 0
-            active = self._visitor.expects
-            wait_s = self._plan.pace.after_good(active=active, random=self._random)
+            wait_s = self._after_good(began_ms)
             wait_s -= loop.time() - began_s
             await self._prune(loop.time())
         self.took_s.append(loop.time() - began_s)
         self._metrics.poll_duration.labels(self._plan.source).observe(self.took_s[-1])
         return max(wait_s, 0.0)
+
+    def _after_good(self, began_ms: Ms) -> float:
+        """Seconds from the start of a good poll to the next."""
+        pace, forecast = self._plan.pace, self.ledger.forecast
+        due_s = None
+        if forecast is not None:
+            due_s = 0.0 if self._visitor.holds else forecast.due_s(self.ledger.index, began_ms)
+        return pace.after_good(active=self._visitor.expects, random=self._random, due_s=due_s)
 
     async def _fail(self, error: VendorError) -> float:
         """Take note of a failed poll; gives the seconds until the next."""

@@ -23,15 +23,29 @@ class Pace:
         interval_s: from the start of one poll to the start of the next.
         idle_interval_s: the same while no run is active.
         retry_refused_s: after refused credentials, doubling up to an hour.
+        max_interval_s: by a forecast, where no change is due.
     """
 
     interval_s: float
     idle_interval_s: float
     retry_refused_s: float
+    max_interval_s: float = 60.0
 
-    def after_good(self, *, active: bool, random: Random) -> float:
-        """Seconds from the start of a good poll to the next."""
-        interval_s = self.interval_s if active else max(self.interval_s, self.idle_interval_s)
+    def after_good(self, *, active: bool, random: Random, due_s: float | None = None) -> float:
+        """Seconds from the start of a good poll to the next.
+
+        Args:
+            active: whether a run is.
+            random: for jitter.
+            due_s: what a forecast says, if one is asked.
+        """
+        if due_s is not None:
+            interval_s = min(max(self.interval_s, self.max_interval_s), due_s)
+            interval_s = max(self.interval_s, interval_s)
+        elif active:
+            interval_s = self.interval_s
+        else:
+            interval_s = max(self.interval_s, self.idle_interval_s)
         return interval_s * random.uniform(1 - JITTER, 1 + JITTER)
 
     def after_failed(self, error: VendorError, failures: int, random: Random) -> float:

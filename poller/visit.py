@@ -94,6 +94,11 @@ class Visitor:
         self._began_ms = 0
 
     @property
+    def holds(self) -> bool:
+        """Whether any row waits for an answer before it is told."""
+        return bool(self._held)
+
+    @property
     def expects(self) -> bool:
         """Whether any run's next state is waited for."""
         return bool(self._held) or any(self._ledger.index.watched.values())

@@ -128,6 +128,8 @@ token = "env:PASSWORD"
 [defaults]
 interval = "1s"
 idle_interval = "1s"
+schedule = "forecast"
+max_interval = "1s"
 resync = "1s"
 timeout = "1s"
 concurrency = 1
@@ -311,6 +313,8 @@ def test_the_least_settings_have_the_defaults_of_the_contract(read: Read) -> Non
             auth=NoAuth(),
             interval_s=15,
             idle_interval_s=60,
+            schedule="fixed",
+            max_interval_s=60,
             resync_s=600,
             timeout_s=10,
             concurrency=8,

@@ -264,6 +264,7 @@ async def ledger_of(
     down_after: int = 3,
     retention_s: float = 86_400.0,
     at_ms: Ms | None = None,
+    forecasts: Pace | None = None,
 ) -> Ledger:
     """The ledger that a start finds in the journal."""
     return await open_ledger(
@@ -275,6 +276,7 @@ async def ledger_of(
         down_after=down_after,
         retention_s=retention_s,
         now_ms=now_ms() if at_ms is None else at_ms,
+        forecasts=forecasts,
     )
 
 

@@ -180,6 +180,8 @@ class Defaults(Peer):
     Attributes:
         interval_s: time between polls, before jitter; at least 0.1.
         idle_interval_s: the same while nothing is active.
+        schedule: by these two, or by a forecast of what is due.
+        max_interval_s: by a forecast, time between polls where nothing is due.
         resync_s: how often to look again at what a feed of changes does not show.
         timeout_s: for one whole exchange, body included.
         concurrency: requests in flight.
@@ -193,6 +195,8 @@ class Defaults(Peer):
 
     interval_s: _Interval = key("interval", "15s", seconds)
     idle_interval_s: _Interval = key("idle_interval", "60s", seconds)
+    schedule: Literal["fixed", "forecast"] = "fixed"
+    max_interval_s: _Interval = key("max_interval", "60s", seconds)
     resync_s: Seconds = key("resync", "10m", seconds)
     timeout_s: Seconds = key("timeout", "10s", seconds)
     concurrency: Count = 8
