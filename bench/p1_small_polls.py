@@ -12,7 +12,7 @@ from bench.serving import serving
 from poller.journal import open_journal
 
 IN_FLIGHT = 32
-POLLS = 6_000
+POLLS = 3_000
 
 
 async def measure(folder: Path) -> Report:

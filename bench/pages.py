@@ -58,8 +58,6 @@ def _kylin_job(number: int, *, stopped: bool) -> dict[str, object]:
     return {
         "id": kylin_id(number),
         "last_modified": at_ms + 3_000,
-        "version": "4.0.0.0",
-        "name": None,
         "project": "ssb",
         "target_model": "9a3b6c1e-93a6-4bd0-8a5c-63e2f1e0c11b",
         "target_segments": ["0b5b6f1a-aa9c-4fa1-a5ff-1d3f0a8e1f55"],
@@ -73,14 +71,8 @@ def _kylin_job(number: int, *, stopped: bool) -> dict[str, object]:
         "duration": 412_332,
         "wait_time": 1_502,
         "target_subject": "model_of_sales",
-        "target_subject_error": False,
-        "data_range_start": 0,
-        "data_range_end": 9_223_372_036_854_775_807,
         "submitter": "ADMIN",
         "steps": None,
         "tag": None,
-        "related_segment": "",
-        "discard_safety": True,
-        "yarn_queue": "default",
         "total_duration": 413_834,
     }

@@ -7,7 +7,6 @@ several bodies, each connection gets them in turn, so that every answer differs 
 from __future__ import annotations
 
 import asyncio
-import json
 import subprocess
 import sys
 import time
@@ -16,14 +15,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import aiohttp
 import msgspec
 
 from bench.measure import on_servers_cores
 from poller.cli.common import loop
 
-TIMES = "/_times"
-"""Asked for, it tells how many requests came in each 100 ms since the last time."""
-_BIN_S = 0.1
+_TIMES = "/_times"
+BIN_S = 0.1
 
 
 class Routes(msgspec.Struct):
@@ -52,6 +51,12 @@ def serving(bodies: Mapping[str, Sequence[str]]) -> Iterator[str]:
         process.wait()
 
 
+async def requests_since(url: str) -> list[int]:
+    """How many requests such a server had in each 0.1 s since the last time that it was asked."""
+    async with aiohttp.ClientSession() as session, session.get(url + _TIMES) as response:
+        return msgspec.json.decode(await response.read(), type=list[int])
+
+
 class _Server(asyncio.Protocol):
     def __init__(self, routes: Sequence[tuple[bytes, Sequence[bytes]]], times: Counter[int]):
         self._routes = routes
@@ -67,14 +72,15 @@ class _Server(asyncio.Protocol):
         *requests, self._rest = (self._rest + data).split(b"\r\n\r\n")
         for request in requests:
             target = request[4 : request.index(b" ", 4)]
-            self._times[int(time.monotonic() / _BIN_S)] += 1
             self._transport.write(self._answer(target))
 
     def _answer(self, target: bytes) -> bytes:
-        if target == TIMES.encode():
-            counts = [self._times[at] for at in range(min(self._times), max(self._times) + 1)]
+        if target == _TIMES.encode():
+            first, last = min(self._times, default=0), max(self._times, default=-1)
+            counts = [self._times[at] for at in range(first, last + 1)]
             self._times.clear()
-            return _packed(json.dumps(counts).encode())
+            return _packed(msgspec.json.encode(counts))
+        self._times[int(time.monotonic() / BIN_S)] += 1
         for start, answers in self._routes:
             if start in target:
                 turn = self._turns[start] = self._turns[start] + 1
