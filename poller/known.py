@@ -78,9 +78,14 @@ class Index:
 
     `watched[scope]` maps keys to the time that the run was last shown, oldest first, so that what
     a listing left out stands in front, and finding it costs as much as there is to find.
+
+    Attributes:
+        changes: grows whenever what is known changes, or a mark: who has looked can tell whether
+            to look again.
     """
 
     def __init__(self, runs: Iterable[Known] = (), *, at_ms: Ms = 0) -> None:
+        self.changes = 0
         self.runs: dict[Key, Known] = {}
         self.watched: dict[str, dict[Key, Ms]] = {}
         for run in runs:
@@ -88,6 +93,7 @@ class Index:
 
     def put(self, run: Known, at_ms: Ms) -> None:
         """Keep this as what is known of the run, shown at that time."""
+        self.changes += 1
         key = run.key
         old = self.runs.get(key)
         if old is not None and old.scope != run.scope:
@@ -108,6 +114,7 @@ class Index:
 
     def rename(self, job_id: str, old_run_id: str, new_run_id: str) -> Known | None:
         """Give a provisional run its real id, which shows it; None if there is no such run."""
+        self.changes += 1
         old_key = key_of(job_id, old_run_id)
         run = self.runs.pop(old_key, None)
         if run is None:
@@ -120,6 +127,7 @@ class Index:
 
     def drop(self, key: Key) -> None:
         """Forget a run that retention has ended."""
+        self.changes += 1
         run = self.runs.pop(key, None)
         if run is not None:
             self.watched.get(run.scope, {}).pop(key, None)

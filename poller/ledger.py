@@ -181,6 +181,7 @@ class Ledger:
         for name, value in marks.items():
             if self.marks.get(name, "") != value:
                 self._unsaved_marks[name] = value
+                self.index.changes += 1
             if value:
                 self.marks[name] = value
             else:

@@ -85,6 +85,8 @@ class Page:
         marks: notes to give back in `Memory.marks` from now on; an empty value removes one.
         bad: rows set aside.
         notes: sentences for the operator's log, such as a limit that may have hidden something.
+        lasting: at any later time the same body says the same, as long as the question, what is
+            known and the marks are the same; so it need not be read again.
     """
 
     runs: Sequence[Seen] = ()
@@ -96,6 +98,7 @@ class Page:
     marks: Mapping[str, str] = field(default_factory=dict)
     bad: Sequence[BadRow] = ()
     notes: Sequence[str] = ()
+    lasting: bool = False
 
 
 Words: TypeAlias = Mapping[str, tuple[State, str | None]]

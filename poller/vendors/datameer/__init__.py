@@ -173,6 +173,7 @@ def _listing(options: DatameerOptions, response: Response, memory: Memory) -> Pa
         complete="",
         marks=_first((row.execution or 0 for row in rows), memory) | fresh,
         bad=bad,
+        lasting=True,
     )
 
 
