@@ -6,6 +6,7 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import cache
 from random import Random
 from typing import Any
 
@@ -127,10 +128,11 @@ async def polling(
 
 def asking(url: str, plan: Plan, metrics: Metrics) -> Any:
     """The way to a source, counted as `app` counts."""
+    by_code = cache(lambda code: metrics.requests.labels(plan.source, code))
     endpoint = Endpoint(url=url, auth=NoAuth(), concurrency=plan.concurrency)
     return fetch.connect(
         endpoint,
-        counted=lambda code: metrics.requests.labels(plan.source, code).inc(),
+        counted=lambda code: by_code(code).inc(),
         now_ms=now_ms,
     )
 

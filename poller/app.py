@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
@@ -224,9 +225,10 @@ class Daemon:
             retention_s=self._settings.poller.retention_s,
             now_ms=now_ms(),
         )
+        by_code = cache(lambda code: self.metrics.requests.labels(source.name, code))
 
         def counted(code: str) -> None:
-            self.metrics.requests.labels(source.name, code).inc()
+            by_code(code).inc()
             if running.watch is not None:
                 running.watch.alive()
 

@@ -104,13 +104,12 @@ class Index:
         if run.watched:
             scope[key] = at_ms
 
-    def shown(self, run: Known, at_ms: Ms) -> None:
-        """The vendor has shown this watched run, unchanged."""
-        scope = self.watched.get(run.scope)
-        key = run.key
-        if scope is not None and key in scope:
-            del scope[key]
-            scope[key] = at_ms
+    def shown(self, runs: Iterable[Known], at_ms: Ms) -> None:
+        """The vendor has shown these runs, unchanged; those that are not watched do not matter."""
+        for run in runs:
+            scope, key = self.watched.get(run.scope), key_of(run.job.id, run.run_id)
+            if scope is not None and scope.pop(key, None) is not None:
+                scope[key] = at_ms
 
     def rename(self, job_id: str, old_run_id: str, new_run_id: str) -> Known | None:
         """Give a provisional run its real id, which shows it; None if there is no such run."""

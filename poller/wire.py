@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote, urlencode
 
@@ -44,7 +45,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def target(self) -> str:
         """Path and encoded query, as they go over the wire; also what tells two questions apart."""
-        return f"{self.path}?{urlencode(self.query, quote_via=quote)}" if self.query else self.path
+        return f"{self.path}?{_encoded(self.query)}" if self.query else self.path
+
+
+@lru_cache(1024)  # most polls ask what the poll before has asked
+def _encoded(query: tuple[tuple[str, str], ...]) -> str:
+    return urlencode(query, quote_via=quote)
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
