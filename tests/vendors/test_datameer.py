@@ -1008,7 +1008,7 @@ class Watch:
             assert not page.gone
             self.marks |= {name: value for name, value in page.marks.items() if value}
             for run in page.shown:
-                self.index.shown(run, mind.now_ms)
+                self.index.shown([run], mind.now_ms)
             for seen in page.runs:
                 self._take(seen, mind)
             work += page.follow
@@ -1016,7 +1016,7 @@ class Watch:
     def _take(self, seen: Seen, mind: Memory) -> None:
         known = self.index.runs.get((seen.job.id, seen.run_id))
         if known is not None and known.state is seen.state:
-            self.index.shown(known, mind.now_ms)
+            self.index.shown([known], mind.now_ms)
             return
         request = VENDOR.ask(self.options, known, seen)
         if request is not None:
