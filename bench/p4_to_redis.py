@@ -7,7 +7,7 @@ from pathlib import Path
 from redis.asyncio import Redis
 
 from bench.events import drafts
-from bench.measure import Cost, Report, costing, interleaved, on_servers_cores
+from bench.measure import Cost, Report, costing, interleaved, median, on_servers_cores
 from bench.product import relaying
 from poller.brokers import redis_server
 from poller.journal import Journal, open_journal
@@ -20,7 +20,9 @@ PER_CALL = 200
 _APPEND = """
 local offset = tonumber(redis.call('GET', KEYS[2]) or '0')
 if offset ~= tonumber(ARGV[1]) then return offset end
-for i = 3, #ARGV do redis.call('XADD', KEYS[1], '*', 'event', ARGV[i]) end
+for i = 3, #ARGV, 2 do
+  redis.call('XADD', KEYS[1], '*', 'type', ARGV[i], 'event', ARGV[i + 1])
+end
 redis.call('SET', KEYS[2], ARGV[2])
 return tonumber(ARGV[2])
 """
@@ -36,15 +38,16 @@ async def measure(folder: Path) -> Report:
             Redis.from_url(broker.url) as client,
             open_journal(folder / "journal.db") as journal,
         ):
-            bodies = await _filled(journal)
+            entries = await _filled(journal)
+            file_bytes = sum(path.stat().st_size for path in folder.glob("journal.db"))
             append = client.register_script(_APPEND)
 
             async def bare() -> Cost:
                 await client.flushall()
                 with costing(EVENTS) as cost:
                     for start in range(0, EVENTS, PER_CALL):
-                        call = bodies[start : start + PER_CALL]
-                        await append(["stream", "cursor"], [start, start + len(call), *call])
+                        call = entries[2 * start : 2 * (start + PER_CALL)]
+                        await append(["stream", "cursor"], [start, start + PER_CALL, *call])
                 return cost
 
             async def product() -> Cost:
@@ -71,16 +74,20 @@ async def measure(folder: Path) -> Report:
             ),
             pairs.result("P4", "the same by the clock", "events/s", lambda cost: cost.per_s),
         ],
-        facts={"redis_per_core_s": pairs.result("", "", "", lambda c: c.per_core_s).figure},
+        facts={
+            "redis_per_core_s": median(pairs.product, lambda cost: cost.per_core_s),
+            "event_bytes": file_bytes / EVENTS,
+        },
     )
 
 
-async def _filled(journal: Journal) -> list[bytes]:
-    """Events of ten sources, in turn, as polls would write them; gives their bytes."""
-    bodies = []
+async def _filled(journal: Journal) -> list[str | bytes]:
+    """Events of ten sources, in turn, as polls would write them; gives type and bytes of each."""
+    entries: list[str | bytes] = []
     for start in range(0, EVENTS, 100):
         source = f"source-{start // 100 % 10}"
         events = drafts(source, start, 100)
         await journal.commit(Commit(source=source, events=events))
-        bodies += [event.body for event in events]
-    return bodies
+        for event in events:
+            entries += (event.type, event.body)
+    return entries

@@ -81,7 +81,8 @@ def _mqtt(port: int) -> Iterator[list[bytes]]:
 
 def _packets(data: bytes) -> tuple[list[bytes], bytes]:
     """The payloads of the publish packets that are whole, and what remains."""
-    payloads, at = [], 0
+    payloads: list[bytes] = []
+    at = 0
     while True:
         length, shift, head = 0, 0, at + 1
         while head < len(data):

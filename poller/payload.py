@@ -6,7 +6,6 @@ import datetime
 import json
 import re
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -31,12 +30,7 @@ def decode(body: bytes, shape: type[R]) -> R:
     Raises:
         Invalid: not JSON, HTML instead, or another shape; the message names the place.
     """
-    return _decode(body, _decoder(shape))
-
-
-@lru_cache
-def _decoder(shape: type[R]) -> msgspec.json.Decoder[R]:
-    return msgspec.json.Decoder(shape)
+    return _decode(body, msgspec.json.Decoder(shape))
 
 
 def _decode(body: bytes, decoder: msgspec.json.Decoder[R]) -> R:
