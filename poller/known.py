@@ -6,9 +6,11 @@ from bisect import insort
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from sys import intern
 from typing import TypeAlias
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from poller.errors import Reason
 from poller.events import Draft
@@ -98,6 +100,8 @@ class Index:
         old = self.runs.get(key)
         if old is not None and old.scope != run.scope:
             self.watched.get(old.scope, {}).pop(key, None)
+        if old is not run:
+            _share_texts(run)
         self.runs[key] = run
         scope = self.watched.setdefault(run.scope, {})
         scope.pop(key, None)
@@ -187,6 +191,18 @@ def _alike(run: Known) -> Hashable:
 _REMEMBERED_RUNS = 9
 _REMEMBERED_JOBS = 10_000
 _ENOUGH_RUNS = 3
+
+
+def _share_texts(run: Known) -> None:
+    """Keep equal texts of different runs once: of a million runs they are a third of the memory."""
+    job = run.job
+    if run.run_id == job.id:
+        force_setattr(run, "run_id", job.id)
+    for of, names in ((job, ("name", "group", "owner")), (run, ("vendor_state", "scope"))):
+        for name in names:
+            text = getattr(of, name)
+            if text is not None:
+                force_setattr(of, name, intern(text))
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
