@@ -8,7 +8,7 @@ FUZZ = -max_total_time=$(FUZZ_S) -timeout=20 -rss_limit_mb=2048 -max_len=4096 -a
 PIP = $(BIN)/python -m pip install -qq --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL = help
-.PHONY: help demo test soak fuzz check format screenshots clean
+.PHONY: help demo test bench soak fuzz check format screenshots clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -26,6 +26,8 @@ fuzz: $(VENV)/fuzz ## hostile answers and settings, led by coverage, FUZZ_S seco
 	@mkdir -p .fuzz/parse .fuzz/settings
 	$(BIN)/python -m tests.fuzz.parse .fuzz/parse $(FUZZ)
 	$(BIN)/python -m tests.fuzz.settings .fuzz/settings $(FUZZ)
+bench: $(VENV)/demo ## performance against the floors, at most ten minutes; writes docs/performance.md
+	$(BIN)/python -m bench $(BENCH)
 
 check: $(VENV)/check ## format, lint, types, layers, dependencies
 	PATH="$(abspath $(BIN)):$$PATH" scripts/check

@@ -8,6 +8,7 @@ import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from random import Random, SystemRandom
 from typing import Any
@@ -225,9 +226,10 @@ class Daemon:
             now_ms=now_ms(),
             forecasts=pace(source) if source.schedule == "forecast" else None,
         )
+        by_code = cache(lambda code: self.metrics.requests.labels(source.name, code))
 
         def counted(code: str) -> None:
-            self.metrics.requests.labels(source.name, code).inc()
+            by_code(code).inc()
             if running.watch is not None:
                 running.watch.alive()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import structlog
 
@@ -20,6 +21,9 @@ log = structlog.get_logger()
 _MOST_RUNS = 2_000_000
 _MOST_MARKS = 200_000
 """What one source may make us remember; far more than any has, and it still fits into memory."""
+_MOST_KEPT = 4
+_MOST_BYTES = 1 << 20
+"""So many answers of a source, each so large at most, are kept to recognise them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,6 +45,23 @@ class Silenced(VendorError):
     """Not sent: earlier in this poll the vendor wanted silence, or refused the credentials."""
 
 
+class _Kept(NamedTuple):
+    """An answer that told nothing new, and what was known then."""
+
+    request: Request
+    response: Response
+    changes: int
+    page: Page
+
+    def is_repeated(self, request: Request, response: Response, changes: int) -> bool:
+        return (
+            self.changes == changes
+            and self.response.status == response.status
+            and self.response.body == response.body
+            and self.request == request
+        )
+
+
 class Asker:
     """Puts a source's questions, and remembers when the vendor wants none.
 
@@ -58,6 +79,7 @@ class Asker:
         self._fetch = fetch
         self._now_ms = now_ms
         self._bucket = Bucket(plan.rate_per_s, plan.concurrency)
+        self._kept: dict[tuple[object, ...], _Kept] = {}
 
     @property
     def budget_used(self) -> float:
@@ -96,7 +118,7 @@ class Asker:
         try:
             response = await self._fetch(request)
             self.alive()  # it may have waited behind slow ones: the others have no less time
-            return self._read(request, response, memory)
+            return self._understood(request, response, memory)
         except Limited as error:
             self.hushed = True
             until_s = loop.time() + (error.retry_after_s or 0.0)
@@ -107,6 +129,23 @@ class Asker:
             if not request.by_id:
                 self.hushed = True
             raise
+
+    def _understood(self, request: Request, response: Response, memory: Memory) -> Page:
+        """What an answer says; not read again if it is the one of the poll before.
+
+        It is compared whole: a hash of it would cost more, and could err.
+        """
+        question, changes = (request.path, request.query), memory.index.changes
+        kept = self._kept.get(question)
+        if kept is not None and kept.is_repeated(request, response, changes):
+            return kept.page
+        page = self._read(request, response, memory)
+        self._kept.pop(question, None)
+        if page.lasting and _tells_nothing(page, memory) and len(response.body) <= _MOST_BYTES:
+            self._kept[question] = _Kept(request, response, changes, page)
+            if len(self._kept) > _MOST_KEPT:
+                del self._kept[next(iter(self._kept))]
+        return page
 
     def _read(self, request: Request, response: Response, memory: Memory) -> Page:
         plan = self._plan
@@ -136,3 +175,10 @@ def _check_growth(page: Page, memory: Memory) -> None:
             raise Invalid(f"more than {_MOST_RUNS} runs of one source; lower poller.retention")
     if len(marks) + len(page.marks) > _MOST_MARKS < len({**marks, **page.marks}):
         raise Invalid(f"more than {_MOST_MARKS} jobs of one source to take note of")
+
+
+def _tells_nothing(page: Page, memory: Memory) -> bool:
+    """Whether a page says only that known runs are as they were, once first contact is over."""
+    if page.runs or page.follow or page.gone or page.bad or page.notes:
+        return False
+    return memory.last_good_ms is not None and page.marks.items() <= memory.marks.items()

@@ -6,9 +6,11 @@ from bisect import insort
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import median
+from sys import intern
 from typing import TypeAlias
 
 import msgspec
+from msgspec.structs import force_setattr
 
 from poller.errors import Reason
 from poller.events import Draft
@@ -78,9 +80,14 @@ class Index:
 
     `watched[scope]` maps keys to the time that the run was last shown, oldest first, so that what
     a listing left out stands in front, and finding it costs as much as there is to find.
+
+    Attributes:
+        changes: grows whenever what is known changes, or a mark: who has looked can tell whether
+            to look again.
     """
 
     def __init__(self, runs: Iterable[Known] = (), *, at_ms: Ms = 0) -> None:
+        self.changes = 0
         self.runs: dict[Key, Known] = {}
         self.watched: dict[str, dict[Key, Ms]] = {}
         for run in runs:
@@ -88,26 +95,29 @@ class Index:
 
     def put(self, run: Known, at_ms: Ms) -> None:
         """Keep this as what is known of the run, shown at that time."""
+        self.changes += 1
         key = run.key
         old = self.runs.get(key)
         if old is not None and old.scope != run.scope:
             self.watched.get(old.scope, {}).pop(key, None)
+        if old is not run:
+            _share_texts(run)
         self.runs[key] = run
         scope = self.watched.setdefault(run.scope, {})
         scope.pop(key, None)
         if run.watched:
             scope[key] = at_ms
 
-    def shown(self, run: Known, at_ms: Ms) -> None:
-        """The vendor has shown this watched run, unchanged."""
-        scope = self.watched.get(run.scope)
-        key = run.key
-        if scope is not None and key in scope:
-            del scope[key]
-            scope[key] = at_ms
+    def shown(self, runs: Iterable[Known], at_ms: Ms) -> None:
+        """The vendor has shown these runs, unchanged; those that are not watched do not matter."""
+        for run in runs:
+            scope, key = self.watched.get(run.scope), key_of(run.job.id, run.run_id)
+            if scope is not None and scope.pop(key, None) is not None:
+                scope[key] = at_ms
 
     def rename(self, job_id: str, old_run_id: str, new_run_id: str) -> Known | None:
         """Give a provisional run its real id, which shows it; None if there is no such run."""
+        self.changes += 1
         old_key = key_of(job_id, old_run_id)
         run = self.runs.pop(old_key, None)
         if run is None:
@@ -120,6 +130,7 @@ class Index:
 
     def drop(self, key: Key) -> None:
         """Forget a run that retention has ended."""
+        self.changes += 1
         run = self.runs.pop(key, None)
         if run is not None:
             self.watched.get(run.scope, {}).pop(key, None)
@@ -180,6 +191,18 @@ def _alike(run: Known) -> Hashable:
 _REMEMBERED_RUNS = 9
 _REMEMBERED_JOBS = 10_000
 _ENOUGH_RUNS = 3
+
+
+def _share_texts(run: Known) -> None:
+    """Keep equal texts of different runs once: of a million runs they are a third of the memory."""
+    job = run.job
+    if run.run_id == job.id:
+        force_setattr(run, "run_id", job.id)
+    for of, names in ((job, ("name", "group", "owner")), (run, ("vendor_state", "scope"))):
+        for name in names:
+            text = getattr(of, name)
+            if text is not None:
+                force_setattr(of, name, intern(text))
 
 
 class Condition(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):

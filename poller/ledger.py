@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Literal
 
 import msgspec
 import structlog
+from prometheus_client import Gauge
 
 from poller.diff import Observation, diff, vanish
 from poller.errors import Rejected, VendorError
@@ -163,11 +165,10 @@ class Ledger:
         self, runs: Sequence[Known], at_ms: Ms, progress: Mapping[Key, float] | None = None
     ) -> None:
         """These runs are as they were, but for how far they are."""
-        for run in runs:
-            self.index.shown(run, at_ms)
+        self.index.shown(runs, at_ms)
         for key, share in (progress or {}).items():
-            run_ = self.index.runs.get(key)
-            if run_ is not None and run_.watched:
+            known = self.index.runs.get(key)
+            if known is not None and known.watched:
                 self.progress[key] = share, at_ms
 
     async def vanished(self, run: Known, sighting: Sighting) -> None:
@@ -191,6 +192,7 @@ class Ledger:
         for name, value in marks.items():
             if self.marks.get(name, "") != value:
                 self._unsaved_marks[name] = value
+                self.index.changes += 1
             if value:
                 self.marks[name] = value
             else:
@@ -220,8 +222,8 @@ class Ledger:
         due = began_ms - self._saved_ms >= _CONDITION_EVERY_MS
         if events or due or before.failures or not before.contact_done or before.up is not True:
             await self._commit(events=events)
-        self._metrics.source_up.labels(self.source).set(1)
-        self._metrics.last_success.labels(self.source).set(began_ms / 1000)
+        self._up.set(1)
+        self._last_success.set(began_ms / 1000)
 
     async def failed(self, error: VendorError, at_ms: Ms) -> None:
         """A poll failed; tells when the source is given up as blind.
@@ -239,7 +241,7 @@ class Ledger:
             reason=error.reason,
             message=str(error),
         )
-        self._metrics.source_up.labels(self.source).set(0)
+        self._up.set(0)
         self._metrics.poll_failures.labels(self.source, error.reason).inc()
         events: list[Draft] = []
         enough = failures >= self._down_after or isinstance(error, Rejected)
@@ -287,6 +289,14 @@ class Ledger:
         """Bring the metric of known runs by state up to date."""
         for state, count in self.states.items():
             self._metrics.runs.labels(self.source, state).set(count)
+
+    @cached_property
+    def _up(self) -> Gauge:  # not made before a poll has told
+        return self._metrics.source_up.labels(self.source)
+
+    @cached_property
+    def _last_success(self) -> Gauge:
+        return self._metrics.last_success.labels(self.source)
 
     def _observation(self, sighting: Sighting) -> Observation:
         return Observation(

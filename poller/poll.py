@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import Callable
-from contextlib import suppress
 from random import Random
 from typing import Any
 
@@ -56,7 +55,8 @@ class Watch:
         self._plan = plan
         self._asker = Asker(plan, fetch, now_ms)
         self._visitor = Visitor(plan, ledger, self._asker, metrics, now_ms)
-        self._metrics = metrics
+        self._polls = metrics.polls.labels(plan.source)
+        self._duration = metrics.poll_duration.labels(plan.source)
         self._now_ms = now_ms
         self._random = random
         self._refusals = 0
@@ -99,7 +99,7 @@ class Watch:
         began_s = loop.time()
         self.began_ms = began_ms = self._now_ms()
         self.next_ms = None
-        self._metrics.polls.labels(self._plan.source).inc()
+        self._polls.inc()
         try:
             await self._visitor.poll()
         except VendorError as error:
@@ -110,7 +110,7 @@ class Watch:
             wait_s -= loop.time() - began_s
             await self._prune(loop.time())
         self.took_s.append(loop.time() - began_s)
-        self._metrics.poll_duration.labels(self._plan.source).observe(self.took_s[-1])
+        self._duration.observe(self.took_s[-1])
         return max(wait_s, 0.0)
 
     def _after_good(self, began_ms: Ms) -> float:
@@ -144,10 +144,13 @@ class Watch:
         now_s, quiet_until_s = loop.time(), self._asker.quiet_until_s
         self._asker.due_s = max(now_s + wait_s, quiet_until_s)
         self.next_ms = self._now_ms() + round((self._asker.due_s - now_s) * 1000)
-        with suppress(TimeoutError):
-            async with asyncio.timeout_at(self._asker.due_s):
-                await self.poke.wait()
-        await asyncio.sleep(max(0.0, quiet_until_s - loop.time()))
+        due = loop.call_at(self._asker.due_s, self.poke.set)
+        try:
+            await self.poke.wait()
+        finally:
+            due.cancel()
+        if quiet_until_s > (now_s := loop.time()):
+            await asyncio.sleep(quiet_until_s - now_s)
         self.poke.clear()
 
     async def _prune(self, now_s: float) -> None:

@@ -240,6 +240,8 @@ class Visitor:
     async def _ask_by_id(self, visit: Visit) -> None:
         plan = self._plan
         missing = self._missing(visit)
+        if not (missing or visit.questions or self._held or self._misses):
+            return
         settling = [(run, plan.vendor.settle(plan.options, run)) for run in missing]
         visit.questions = [request for _, request in settling if request] + visit.questions
         tried: set[Key] = set()

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC
 from email.utils import parsedate_to_datetime
+from functools import lru_cache
 from typing import Any, NamedTuple, TypeAlias
 from urllib.parse import quote, urlencode
 
@@ -44,7 +45,12 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def target(self) -> str:
         """Path and encoded query, as they go over the wire; also what tells two questions apart."""
-        return f"{self.path}?{urlencode(self.query, quote_via=quote)}" if self.query else self.path
+        return f"{self.path}?{_encoded(self.query)}" if self.query else self.path
+
+
+@lru_cache(1024)  # most polls ask what the poll before has asked
+def _encoded(query: tuple[tuple[str, str], ...]) -> str:
+    return urlencode(query, quote_via=quote)
 
 
 class Response(msgspec.Struct, frozen=True, kw_only=True):
@@ -85,6 +91,8 @@ class Page:
         marks: notes to give back in `Memory.marks` from now on; an empty value removes one.
         bad: rows set aside.
         notes: sentences for the operator's log, such as a limit that may have hidden something.
+        lasting: at any later time the same body says the same, as long as the question, what is
+            known and the marks are the same; so it need not be read again.
     """
 
     runs: Sequence[Seen] = ()
@@ -96,6 +104,7 @@ class Page:
     marks: Mapping[str, str] = field(default_factory=dict)
     bad: Sequence[BadRow] = ()
     notes: Sequence[str] = ()
+    lasting: bool = False
 
 
 Words: TypeAlias = Mapping[str, tuple[State, str | None]]

@@ -64,7 +64,7 @@ def test_runs_are_found_by_their_keys() -> None:
 
 def test_what_was_not_shown_for_longest_stands_in_front() -> None:
     index = Index([run_of(name) for name in "abcd"], at_ms=1)
-    index.shown(index.runs["j", "b"], 2)
+    index.shown([index.runs["j", "b"]], 2)
     index.put(run_of("a", State.SUSPENDED), 3)
     assert unseen(index, 2) == ["c", "d"]
     assert unseen(index, 3) == ["c", "d", "b"]
@@ -76,7 +76,7 @@ def test_a_run_that_ended_or_vanished_is_missed_no_more() -> None:
     index = Index([run_of("a"), run_of("b"), run_of("c")], at_ms=1)
     index.put(run_of("a", State.SUCCEEDED), 2)
     index.put(run_of("b", State.UNKNOWN, vanished=True), 2)
-    index.shown(index.runs["j", "a"], 3)
+    index.shown([index.runs["j", "a"]], 3)
     assert unseen(index, 9) == ["c"]
     assert set(index.runs) == {("j", "a"), ("j", "b"), ("j", "c")}
 
@@ -98,10 +98,10 @@ def test_a_run_that_has_changed_listings_is_missed_in_the_new_one_only() -> None
 
 def test_a_run_that_no_listing_holds_is_not_shown() -> None:
     index = Index()
-    index.shown(run_of("a"), 5)
+    index.shown([run_of("a")], 5)
     assert unseen(index, 9) == []
     index.put(run_of("b"), 1)
-    index.shown(run_of("a"), 5)
+    index.shown([run_of("a")], 5)
     assert unseen(index, 9) == ["b"]
 
 
@@ -169,7 +169,7 @@ def test_whatever_happens_every_watched_run_stands_once_and_oldest_first(
             case "end":
                 index.put(run_of(name, State.FAILED, scope=scope), now_ms)
             case "shown":
-                index.shown(index.runs.get(("j", name), run_of(name)), now_ms)
+                index.shown([index.runs.get(("j", name), run_of(name))], now_ms)
             case "drop":
                 index.drop(("j", name))
             case "rename" if ("j", name.upper()) not in index.runs:
@@ -186,7 +186,7 @@ def test_whatever_happens_every_watched_run_stands_once_and_oldest_first(
 def test_finding_what_is_missing_costs_what_is_missing() -> None:
     index = Index([run_of(f"{number}") for number in range(1000)], at_ms=Counted(1))
     for number in range(997):
-        index.shown(index.runs["j", f"{number}"], Counted(2))
+        index.shown([index.runs["j", f"{number}"]], Counted(2))
     Counted.compared = 0
     assert unseen(index, 2) == ["997", "998", "999"]
     assert Counted.compared == 4

@@ -184,7 +184,7 @@ def _read_list(at: _Pass, response: Response, memory: Memory) -> Page:
     if at.started_ms is None:
         return replace(page, follow=[_list(_Pass(started_ms=memory.since_ms))])
     mark = max(int(memory.marks.get(MARK, "0")), at.started_ms, last_ms)
-    return replace(page, marks={MARK: str(mark)})
+    return replace(page, marks={MARK: str(mark)}, lasting=True)
 
 
 def _further(at: _Pass, last_ms: Ms) -> _Pass:

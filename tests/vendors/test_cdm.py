@@ -155,7 +155,7 @@ class Poller:
         pages = read(VENDOR, self.options, view, serve)
         for page in pages:
             for known in page.shown:
-                self.index.shown(known, self.now)
+                self.index.shown([known], self.now)
             for seen in page.runs:
                 remember(self.index, seen, at_ms=self.now)
         self.marks, self.last_good = marks(pages, self.marks), self.now

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +256,26 @@ def test_unchanged_rows_are_recognised(vendor: Vendor) -> None:
     assert active
     assert not [row for row in runs(pages) if row.state in ACTIVE]
     assert {known.run_id for page in pages for known in page.shown} >= active
+
+
+@each
+def test_a_lasting_page_without_news_says_the_same_at_any_later_time(vendor: Vendor) -> None:
+    watch = Watch(vendor)
+    watch.poll(None)
+    watch.poll(BEGAN + 7000)
+    answers = serve(vendor, watch.world)
+    view = memory(
+        watch.world, watch.index, last_good_ms=BEGAN + 7000, whole=True, marks=watch.marks
+    )
+    views = [view, *(replace(view, now_ms=view.now_ms + ms) for ms in (1000, 86_400_000))]
+    lasting = 0
+    for request in vendor.start(options(vendor), views[0]):
+        response = answers(request)
+        first, *later = (vendor.parse(options(vendor), request, response, view) for view in views)
+        if first.lasting and not (first.runs or first.follow):
+            lasting += first.marks.items() <= watch.marks.items()
+            assert all(page == first for page in later)
+    assert lasting or vendor.name in ("cdm", "dataarts")
 
 
 @each

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime
 from itertools import pairwise
+from random import Random
 from typing import Any
 
 import hypothesis
@@ -446,6 +448,21 @@ def test_every_history_is_swept_once_in_the_interval_and_they_take_turns(
         gaps = {later - sooner for sooner, later in pairwise(times)}
         assert gaps == {every_s * 1000}
     assert len({times[0] for times in turns.values()}) == 10
+
+
+@pytest.mark.parametrize("every_s", [1, 10, 60])
+def test_each_of_many_histories_is_swept_once_in_every_interval_however_polls_fall(
+    every_s: int,
+) -> None:
+    options = DatameerOptions(jobs=tuple(range(1, 301)), sweep_interval=f"{every_s}s")
+    random, at, asked = Random(every_s), NOW, Counter[str]()
+    while at < NOW + 6000 * every_s:
+        last, at = at, at + random.randint(1, 700 * every_s)
+        now = memory(now_ms=at, last_good_ms=last, rate_per_s=1e6)
+        asked.update(paths(VENDOR.start(options, now)))
+    sweeps = [count for path, count in asked.items() if path.startswith(HISTORY)]
+    assert len(sweeps) == 300
+    assert set(sweeps) <= {6, 7}
 
 
 def test_histories_are_not_forgotten_while_polls_fail() -> None:
@@ -1008,7 +1025,7 @@ class Watch:
             assert not page.gone
             self.marks |= {name: value for name, value in page.marks.items() if value}
             for run in page.shown:
-                self.index.shown(run, mind.now_ms)
+                self.index.shown([run], mind.now_ms)
             for seen in page.runs:
                 self._take(seen, mind)
             work += page.follow
@@ -1016,7 +1033,7 @@ class Watch:
     def _take(self, seen: Seen, mind: Memory) -> None:
         known = self.index.runs.get((seen.job.id, seen.run_id))
         if known is not None and known.state is seen.state:
-            self.index.shown(known, mind.now_ms)
+            self.index.shown([known], mind.now_ms)
             return
         request = VENDOR.ask(self.options, known, seen)
         if request is not None:

@@ -26,7 +26,14 @@ def read_jobs(options: Options, asked: JobList, response: Response, memory: Memo
         for job, known in news
         if known is not None or not _never_ran(job)
     ]
-    return Page(runs=seen, shown=shown, follow=follow, complete=SORT if whole else None, bad=bad)
+    return Page(
+        runs=seen,
+        shown=shown,
+        follow=follow,
+        complete=SORT if whole else None,
+        bad=bad,
+        lasting=True,
+    )
 
 
 def see(options: Options, job: Job, row: rows.Row, known: Known | None) -> Seen:

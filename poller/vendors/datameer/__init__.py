@@ -102,10 +102,20 @@ def start(options: DatameerOptions, memory: Memory) -> list[Request]:
                 requests.append(Request(path=path, by_id=True))
     jobs = sorted(options.jobs or [int(key) for key in memory.marks if key.isdigit()])
     every_s = max(options.sweep_interval, len(jobs) / (0.8 * memory.rate_per_s))
-    for place, job in enumerate(jobs):
+    for place in _turns(len(jobs), memory.now_ms, memory.last_good_ms, every_s):
         if _due(memory.now_ms, memory.last_good_ms, every_s, place / len(jobs)):
-            requests.append(_history_of(_Sweep(str(job))))
+            requests.append(_history_of(_Sweep(str(jobs[place]))))
     return requests
+
+
+def _turns(count: int, now_ms: Ms, last_ms: Ms | None, every_s: float) -> Iterable[int]:
+    """The places among which those are that are due: of many, few have their turn in one poll."""
+    if last_ms is None or not 0 <= now_ms - last_ms < 500 * every_s:
+        return range(count)
+    first, last = (int(at_ms / 1000 / every_s % 1 * count) for at_ms in (last_ms, now_ms))
+    if last < first:
+        last += count
+    return sorted({place % count for place in range(first - 1, last + 2)}) if count else ()
 
 
 def _due(now_ms: Ms, last_ms: Ms | None, every_s: float, phase: float = 0.0) -> bool:
@@ -173,6 +183,7 @@ def _listing(options: DatameerOptions, response: Response, memory: Memory) -> Pa
         complete="",
         marks=_first((row.execution or 0 for row in rows), memory) | fresh,
         bad=bad,
+        lasting=True,
     )
 
 

@@ -149,6 +149,7 @@ def _read_list(asked: _Asked, response: Response, memory: Memory) -> Page:
         marks=marks,
         bad=bad,
         notes=notes,
+        lasting=True,
     )
 
 
