@@ -454,7 +454,9 @@ def test_every_history_is_swept_once_in_the_interval_and_they_take_turns(
 def test_each_of_many_histories_is_swept_once_in_every_interval_however_polls_fall(
     every_s: int,
 ) -> None:
-    options = DatameerOptions(jobs=tuple(range(1, 301)), sweep_interval=f"{every_s}s")
+    options = DatameerOptions.model_validate(
+        {"jobs": list(range(1, 301)), "sweep_interval": f"{every_s}s"}
+    )
     random, at, asked = Random(every_s), NOW, Counter[str]()
     while at < NOW + 6000 * every_s:
         last, at = at, at + random.randint(1, 700 * every_s)

@@ -102,9 +102,13 @@ def start(options: DatameerOptions, memory: Memory) -> list[Request]:
                 requests.append(Request(path=path, by_id=True))
     jobs = sorted(options.jobs or [int(key) for key in memory.marks if key.isdigit()])
     every_s = max(options.sweep_interval, len(jobs) / (0.8 * memory.rate_per_s))
-    for place in _turns(len(jobs), memory.now_ms, memory.last_good_ms, every_s):
-        if _due(memory.now_ms, memory.last_good_ms, every_s, place / len(jobs)):
-            requests.append(_history_of(_Sweep(str(jobs[place]))))
+    turns = _turns(len(jobs), memory.now_ms, memory.last_good_ms, every_s)
+    due = (
+        place
+        for place in turns
+        if _due(memory.now_ms, memory.last_good_ms, every_s, place / len(jobs))
+    )
+    requests.extend(_history_of(_Sweep(str(jobs[place]))) for place in due)
     return requests
 
 
