@@ -332,6 +332,7 @@ def check_page(vendor: Vendor, page: Page, memory: Memory) -> None:
             for transition in [*transitions, *gone]:
                 check_event(vendor, transition, memory)
             questions += [vendor.ask(options, known, seen), vendor.settle(options, then)]
+    assert all(0 <= share <= 1 for share in page.progress.values())
     for name, value in page.marks.items():
         assert len(name) <= 1100
         assert len(value) <= 8192

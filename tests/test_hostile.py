@@ -134,7 +134,7 @@ LARGE = {
 
 
 @each
-@pytest.mark.parametrize("status", [200, 400, 500])
+@pytest.mark.parametrize("status", [200, 400])
 @pytest.mark.parametrize("body", LARGE.values(), ids=LARGE)
 @pytest.mark.timeout(20)
 def test_a_large_answer_is_read_or_refused_at_once(name: str, body: bytes, status: int) -> None:
@@ -241,8 +241,9 @@ async def test_what_a_hostile_vendor_says_reaches_both_brokers_and_nothing_else(
             )
             await delivered(journal, redis, mqtt)
             published = [event for event in events if not unfit(event)]
-            last = published[-1].body
-            await inbox.until(lambda messages: sum(m.payload == last for m in messages) >= 2)
+            last = published[-1].body  # the state of its job comes after it, and is the last
+            ends = 2 if published[-1].job_id else 1
+            await inbox.until(lambda messages: sum(m.payload == last for m in messages) == ends)
     assert len(events) > 50
     of_source = defaultdict(list)
     for event in events:

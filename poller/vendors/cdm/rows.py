@@ -36,8 +36,10 @@ _COUNTED = tuple(
 R = TypeVar("R")
 _Text = Annotated[str, msgspec.Meta(max_length=1024)]
 _Name = Annotated[str, msgspec.Meta(min_length=1, max_length=1024)]
-_Int64 = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
-_Number: TypeAlias = _Int64 | float | Annotated[str, msgspec.Meta(max_length=64)] | None
+_Short: TypeAlias = Annotated[str, msgspec.Meta(max_length=64)]
+_Number: TypeAlias = int | float | _Short | None
+_Date: TypeAlias = Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)] | float | _Short | None
+"""It is noted of each job, so that it must not have thousands of digits."""
 
 
 class JobRow(msgspec.Struct):
@@ -46,9 +48,9 @@ class JobRow(msgspec.Struct):
     name: _Name
     status: _Text | None = None
     external_id: _Text | None = None
-    execute_create_date: _Number = None
-    execute_start_date: _Number = None
-    execute_update_date: _Number = None
+    execute_create_date: _Date = None
+    execute_start_date: _Date = None
+    execute_update_date: _Date = None
     group_name: _Text | None = None
 
     @property
@@ -72,7 +74,7 @@ class JobRow(msgspec.Struct):
         return f"{self.word} {self._began} {self.ended and self.execute_update_date}"
 
     @property
-    def _began(self) -> tuple[_Number, ...]:
+    def _began(self) -> tuple[_Date, ...]:
         return (self.external_id, self.execute_create_date, self.execute_start_date)
 
 
