@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Mapping
 
 SOURCES = 100
@@ -14,12 +16,11 @@ _DAY_S = 86_400
 
 
 def filled(notes: str, facts: Mapping[str, float]) -> str:
-    """The notes with every `{name}` replaced by its figure.
-
-    Raises:
-        KeyError: a figure was not measured.
-    """
-    return notes.format_map({name: _text(value) for name, value in _derived(facts).items()})
+    """The notes with every `{name}` replaced by its figure, or by a dash if it was not measured."""
+    derived = _derived(defaultdict(lambda: math.nan, facts))
+    return notes.format_map(
+        defaultdict(lambda: "–", {name: _text(value) for name, value in derived.items()})
+    )
 
 
 def _derived(facts: Mapping[str, float]) -> dict[str, float]:
@@ -49,4 +50,6 @@ def _derived(facts: Mapping[str, float]) -> dict[str, float]:
 
 
 def _text(value: float) -> str:
+    if math.isnan(value):
+        return "–"
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.2g}"

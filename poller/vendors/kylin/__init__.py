@@ -144,7 +144,7 @@ def _read_list(asked: _Asked, response: Response, memory: Memory) -> Page:
     return Page(
         runs=runs,
         shown=shown,
-        progress={row.id: row.share for row in rows if row.share is not None},
+        progress={row.id: share for row in rows if (share := row.share) is not None},
         follow=follow,
         marks=marks,
         bad=bad,
