@@ -24,7 +24,7 @@ from poller.events import (
 )
 from poller.forecast import MARK, Forecast
 from poller.journal import Journal
-from poller.known import Commit, Condition, Durations, Index, Key, Known, Memory, key_of
+from poller.known import Commit, Condition, Durations, Index, Key, Known, Memory, key_of, thrifty
 from poller.runs import Ms, Seen, State
 from poller.schedule import Pace
 from poller.telemetry import Metrics
@@ -327,7 +327,7 @@ class Ledger:
                 self._states[old.state] -= 1
             self._durations.note(run)
             self.progress.pop(run.key, None)
-        self.index.put(run, at_ms)
+        self.index.put(run if run is old else thrifty(run), at_ms)
 
     def _drop(self, run: Known) -> None:
         self._states[run.state] -= 1

@@ -18,7 +18,7 @@ import msgspec
 from poller.errors import JournalError
 from poller.events import Recorded
 from poller.journal.schema import look, prepare
-from poller.known import Commit, Condition, Known, Memories
+from poller.known import Commit, Condition, Known, Memories, thrifty
 from poller.runs import Ms
 from poller.sqlite import Reader, Writer, locked, reading, writing
 
@@ -288,7 +288,7 @@ def _load(db: sqlite3.Connection, source: str) -> Memories:
     condition = db.execute("SELECT condition FROM sources WHERE source = ?", (source,)).fetchone()
     marks = db.execute("SELECT name, value FROM marks WHERE source = ?", (source,))
     return Memories(
-        runs=[_KNOWN.decode(row[0]) for row in runs],
+        runs=[thrifty(_KNOWN.decode(row[0])) for row in runs],
         condition=_CONDITION.decode(condition[0]) if condition else None,
         marks=dict(marks.fetchall()),
     )
