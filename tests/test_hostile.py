@@ -67,6 +67,7 @@ def logged() -> Iterator[io.StringIO]:
     stream, root = io.StringIO(), logging.getLogger()
     handlers = list(root.handlers)
     configure_logs(stream)
+    structlog.configure(cache_logger_on_first_use=False)  # or they would log there for ever
     yield stream
     root.handlers[:] = handlers
     structlog.reset_defaults()
