@@ -19,7 +19,7 @@ demo: $(VENV)/demo ## five simulated vendors, the daemon, Redis and MQTT, until 
 test: $(VENV)/test ## every test, with coverage gates
 	PATH="$(abspath $(BIN)):$$PATH" scripts/test
 
-soak: $(VENV)/test ## everything goes wrong for twelve minutes, and nothing may be lost
+soak: $(VENV)/test ## everything goes wrong for ten minutes, and nothing may be lost
 	$(BIN)/python -m tests.soak $(SOAK)
 
 fuzz: $(VENV)/fuzz ## hostile answers and settings, led by coverage, FUZZ_S seconds (60) for each

@@ -19,8 +19,8 @@ def main() -> None:
     """Run one soak for every seed, report each, and exit with 1 if anything is wrong."""
     parser = argparse.ArgumentParser(prog="python -m tests.soak", description=__doc__)
     parser.add_argument("--seeds", default="1,2,3", help="decide what goes wrong (1,2,3)")
-    parser.add_argument("--seconds", type=float, default=240, help="for each seed (240)")
-    parser.add_argument("--rate", type=float, default=6, help="faults per second (6)")
+    parser.add_argument("--seconds", type=float, default=180, help="for each seed (180)")
+    parser.add_argument("--rate", type=float, default=8, help="faults per second (8)")
     parser.add_argument("--planted", default="plain", choices=BUGS, help="a bug to be noticed")
     parser.add_argument("--json", action="store_true", help="a JSON object a line")
     parser.add_argument("--keep", type=Path, help="keep the brokers' and the daemon's files here")
