@@ -35,7 +35,13 @@ _TOGETHER: Final = 256
 _RETRY_S: Final = 1.0
 """How often a full disk is tried again."""
 _NO_ROOM: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})  # EFBIG: by ulimit
-_PERHAPS_NO_ROOM: Final = frozenset({sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_SHMSIZE})
+_PERHAPS_NO_ROOM: Final = frozenset(
+    {
+        sqlite3.SQLITE_IOERR_WRITE,
+        sqlite3.SQLITE_IOERR_SHMOPEN,
+        sqlite3.SQLITE_IOERR_SHMSIZE,
+    }
+)
 _PROBE_BYTES: Final = 65_536
 
 
